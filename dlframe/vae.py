@@ -73,3 +73,14 @@ def sample(self:VAE,
     "Decode samples of the prior"
     p = self.decoder(self.prior().sample((n,)))
     return p.sample() if noise else centre(p)
+
+# %% ../nbs/11_vae.ipynb #36616f64
+@patch
+def log_weights(self:VAE,
+    x:Tensor, # Data, `[batch, *shape]`
+    n_samples:int # How many for each data point
+) -> Tensor: # Nats, `[n_samples, batch]`
+    r"$\log p(x|z) + \log p(z) - \log q(z|x)$ for samples $z$ of the posterior"
+    q = self.encoder(x)
+    z = q.rsample((n_samples,))
+    return self.decoder(z).log_prob(x) + self.prior().log_prob(z) - q.log_prob(z)

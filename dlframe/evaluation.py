@@ -116,7 +116,7 @@ class LogLikelihood(ELBO):
 
     def reduce(self, log_weights): return log_mean_exp(log_weights)
 
-# %% ../nbs/32_evaluation.ipynb #2ba6dcd9
+# %% ../nbs/32_evaluation.ipynb #d08359fe
 def first_images(
     optimization, # Has `data`, `device`
     split:str, # Which rows
@@ -145,7 +145,7 @@ class PriorSamples(Evaluator):
     label = 'samples'
 
     def __init__(self,
-        n:int=36 # How many
+        n:int=54 # How many
     ): self.n = whole('n', n)
 
     def check(self, model): require(model, Samples, self.label)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['circumstances', 'Run', 'quiet_lightning', 'Loaded', 'load', 'rerun', 'main', 'curves']
 
-# %% ../nbs/42_run.ipynb #8e6bcfdc
-import argparse, inspect, json, logging, os, platform, re, subprocess, sys, time, warnings
+# %% ../nbs/42_run.ipynb #9626a178
+import argparse, inspect, json, logging, os, platform, re, secrets, subprocess, sys, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -43,14 +43,14 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #d75c24ce
+# %% ../nbs/42_run.ipynb #4211b8e0
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
         optimization:Optimization, # Model, data, optimizer
         train_for:str, # How long: `'2 epochs'`, `'30 minutes'`, `'5000 steps'`
         evaluations:Sequence[Evaluate]=(), # What to look at, and when
-        name:str|None=None, # Of the folder; the date and time by default
+        name:str|None=None, # Of the folder; by default the date, the time and four random digits, so that agents never meet
         project:str='dlframe', # What it belongs to, for loggers that group runs
         seed:int=0, # Of the order of batches, the noise, everything random
         logger:str='files', # `'files'`, or `'tensorboard'` or `'wandb'` besides
@@ -65,7 +65,7 @@ class Run(Part):
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)
         for argument in 'train_for', 'log_every', 'save_every': check_unit(getattr(self, argument), optimization.counters, argument)
         for option in self.trainer: known('trainer', option, _trainer_options())
-        self.name, self.logger = name or time.strftime('run-%Y%m%d-%H%M%S'), make_logger(logger)
+        self.name, self.logger = name or f'{time.strftime("run-%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}', make_logger(logger)
         if not re.fullmatch(r'\w[\w .,=+@-]*', self.name): raise ValueError(f"`name` must be letters, digits and any of ' .,=+@-', got {self.name!r}")
 
     @property

@@ -1,0 +1,45 @@
+# make train     train a VAE; ARGS="-p dataset MNIST -p train_for '2 epochs'" sets parameters, NAME=first names the run
+# make test      everything: notebooks, tests, the gate; ARGS goes to pytest
+# make bench     images per second beside a bare loop
+# make prepare   before a commit: export, clean, README
+# make docs      the pages, in _docs (needs Quarto)
+# PYTHON=python3.12 make … chooses the Python; UV_TORCH_BACKEND=cpu takes the small torch where uv is installed.
+PYTHON ?= python3
+NAME := train-$(shell date +%Y%m%d-%H%M%S)
+NOTEBOOK = runs/$(NAME).ipynb
+
+# .venv's programs first, and the kernel `python3` is .venv's whatever else the user has registered
+IN := PATH="$(CURDIR)/.venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter"
+
+.PHONY: train test bench prepare readme docs
+train test bench prepare readme docs: .venv/installed
+
+.venv/installed: settings.ini setup.py pyproject.toml
+	@PYTHON="$(PYTHON)" scripts/environment
+
+train:
+	$(if $(strip $(foreach p,-p -r --parameters --parameters_raw,$(findstring $(p) name ,$(strip $(ARGS)) ))),$(error name the run with NAME=…, not in ARGS))
+	@if [ -e "$(NOTEBOOK)" ]; then echo "dlframe: $(NOTEBOOK) exists: choose another NAME" >&2; exit 1; fi
+	@mkdir -p runs
+	@$(IN) python -m papermill --stdout-file - --stderr-file - nbs/experiments/train.ipynb "$(NOTEBOOK)" -p beta 0.1 $(ARGS) -r name "$(NAME)" || \
+	  { status=$$?; [ ! -e "$(NOTEBOOK)" ] || echo "dlframe: training failed; the notebook as far as it came: $(NOTEBOOK)" >&2; exit $$status; }
+	@echo "run folder: runs/$(NAME)/"
+	@echo "notebook:   $(NOTEBOOK)"
+
+test:
+	@$(IN) python -m pytest $(ARGS)
+
+bench:
+	@$(IN) python benchmarks/throughput.py $(ARGS)
+
+prepare:
+	@$(IN) nbdev-export
+	@$(IN) nbdev-clean
+	@$(IN) python scripts/readme.py
+
+readme:
+	@$(IN) python scripts/readme.py
+
+docs:
+	@command -v quarto >/dev/null || { echo "dlframe: the pages need Quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
+	@$(IN) nbdev-docs

@@ -1,0 +1,52 @@
+"`make` says in a line what is wrong, and leaves nothing half made"
+import sys
+
+import pytest
+from tree import copy_tree, run
+
+def program(path, text):
+    path.write_text(f'#!/bin/sh\n{text}\n')
+    path.chmod(0o755)
+    return path
+
+@pytest.fixture
+def copy(tmp_path): return copy_tree(tmp_path/'copy')
+
+def refuses(line, *args, cwd, **kwargs):
+    r = run('make', *args, cwd=cwd, **kwargs)
+    assert r.returncode and line in r.stdout, r.stdout
+    assert not (cwd/'.venv/installed').exists()
+
+def test_old_python(copy, tmp_path):
+    old = program(tmp_path/'old', f'''exec "{sys.executable}" -c "import sys; sys.version_info = (3, 8, 18); exec(sys.argv[1])" "$2"''')
+    refuses(f'`{old}` is Python 3.8.18, and 3.10 or newer is needed', 'test', f'PYTHON={old}', cwd=copy)
+
+def test_no_python(copy): refuses('`nowhere` does not run', 'train', 'PYTHON=nowhere', cwd=copy)
+
+def test_no_venv_module(copy, tmp_path):
+    bare = program(tmp_path/'bare', 'case "$2" in venv) mkdir -p .venv/bin; exit 1;; *) echo 3.12.0;; esac')
+    refuses('apt install python3-venv', 'test', f'PYTHON={bare}', cwd=copy)
+    assert not (copy/'.venv').exists()
+
+def test_no_network(copy, tmp_path):
+    program(tmp_path/'uv', 'echo "no route to host"; exit 1')  # nothing is downloaded
+    refuses('is there a network?', 'test', cwd=copy, first=tmp_path)
+
+@pytest.fixture
+def ready(copy):
+    "A copy whose environment counts as installed"
+    (copy/'.venv').mkdir()
+    (copy/'.venv/installed').touch()
+    return copy
+
+def test_the_name_is_not_in_args(ready):
+    r = run('make', 'train', 'ARGS=-p beta 1 -p  name mine', cwd=ready)
+    assert r.returncode and 'NAME=' in r.stdout
+    assert not (ready/'runs').exists()
+
+def test_a_notebook_is_not_overwritten(ready):
+    (ready/'runs').mkdir()
+    (ready/'runs/first.ipynb').write_text('kept')
+    r = run('make', 'train', 'NAME=first', cwd=ready)
+    assert r.returncode and 'runs/first.ipynb exists' in r.stdout
+    assert (ready/'runs/first.ipynb').read_text() == 'kept'

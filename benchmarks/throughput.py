@@ -52,7 +52,7 @@ def bare(widths, z_dim, device, clock):
     adam = torch.optim.Adam(nets.parameters(), lr=1e-3, fused=True)
     while True:
         for rows in torch.randperm(len(data), device=device).split(batch_size):
-            loss, _, _ = elbo(nets, data[rows])
+            loss, _, _ = elbo(nets, data.index_select(0, rows))
             adam.zero_grad()
             loss.backward()
             adam.step()

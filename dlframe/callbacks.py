@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Periodic', 'StopAfter', 'LogTerms', 'Evaluate', 'Checkpoint', 'save_whole', 'watched', 'Progress']
 
-# %% ../nbs/35_callbacks.ipynb #02229a6b
+# %% ../nbs/35_callbacks.ipynb #be55887b
 import os, sys
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from pytorch_lightning.callbacks import Callback
 from tqdm import tqdm
 
@@ -77,7 +78,7 @@ class LogTerms(Periodic):
                 raise FloatingPointError(f"`{name}` must be finite, got {values[~values.isfinite()][0].item()} at step {step}")
         trainer.logger.log('train', Scalars({k: ((v*sizes).sum()/sizes.sum()).item() for k, v in means.items()}), optimization.counters)
 
-# %% ../nbs/35_callbacks.ipynb #07de06e4
+# %% ../nbs/35_callbacks.ipynb #0ff3d849
 class Evaluate(Periodic):
     "Run an evaluator at the start, at its period and at the end, and log what it found"
     def __init__(self,
@@ -95,7 +96,7 @@ class Evaluate(Periodic):
 
     def setup(self, trainer, pl_module, stage):
         super().setup(trainer, pl_module, stage)
-        self.evaluator.check(pl_module.model)
+        self.evaluator.check(pl_module)
 
     def on_train_start(self, trainer, pl_module):
         if self.at_start and not pl_module.counters['steps']: self.fire(trainer, pl_module)
@@ -171,9 +172,7 @@ class Progress(Callback):
 
     def on_exception(self, trainer, pl_module, exception): self.tqdm.close()
 
-# %% ../nbs/35_callbacks.ipynb #501ca272
-from fastcore.basics import patch
-
+# %% ../nbs/35_callbacks.ipynb #a00bfb19
 @patch
 def show(self:Progress,
     optimization, # What trains

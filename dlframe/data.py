@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from .checks import known, whole
 from .specs import Part
 
-# %% ../nbs/21_data.ipynb #92667c87
+# %% ../nbs/21_data.ipynb #d415b3a2
 class Split(Dataset):
-    "Tensors of equal length; an index gives a dict of rows, an index tensor gives a batch"
+    "Tensors of equal length; an index gives a dict of rows, `take` the batch of given row numbers, several times as fast"
     def __init__(self,
         tensors:dict[str, Tensor] # For example `{'x': [n, C, H, W], 'y': [n]}`
     ):
@@ -29,6 +29,7 @@ class Split(Dataset):
 
     def __len__(self): return len(next(iter(self.tensors.values())))
     def __getitem__(self, i): return {k: v[i] for k, v in self.tensors.items()}
+    def take(self, rows): return {k: v.index_select(0, rows) for k, v in self.tensors.items()}
     def __add__(self, other): return Split({k: torch.cat([v, other.tensors[k]]) for k, v in self.tensors.items()})
 
 # %% ../nbs/21_data.ipynb #f6f600f0
@@ -63,7 +64,7 @@ class Data(Part):
         "Shape of one `x`"
         return tuple(self[self.splits[0]].tensors['x'].shape[1:])
 
-# %% ../nbs/21_data.ipynb #3af21d98
+# %% ../nbs/21_data.ipynb #9819d483
 class Loader:
     "Batches of a split, in a new order each epoch if shuffled"
     def __init__(self,
@@ -86,7 +87,7 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for rows in self.order().split(self.batch_size)[self.position:]:
             self.position += 1
-            yield self.split[rows]
+            yield self.split.take(rows)
         self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self): return {'epoch': self.epoch, 'position': self.position}

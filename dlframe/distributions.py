@@ -22,7 +22,7 @@ from torch.distributions.kl import register_kl
 from .checks import known, real, whole, wholes
 from .specs import Part
 
-# %% ../nbs/02_distributions.ipynb #f250a3b6
+# %% ../nbs/02_distributions.ipynb #058d1a0a
 class DiagonalNormal(Distribution):
     "A normal distribution with independent coordinates, given by `loc` and `log_scale`"
     arg_constraints = {'loc': constraints.real, 'log_scale': constraints.real}
@@ -53,7 +53,7 @@ class DiagonalNormal(Distribution):
 
     def rsample(self, sample_shape=torch.Size()):
         loc = self.loc.expand(self._extended_shape(sample_shape)) if len(sample_shape) else self.loc
-        return loc + torch.randn_like(loc)*self.log_scale.exp()
+        return torch.addcmul(loc, torch.randn_like(loc), self.log_scale.exp())
 
     def log_prob(self, value):
         if self._validate_args: self._validate_sample(value)
@@ -108,7 +108,7 @@ def log_mean_exp(
     r"$\log \frac1K \sum_k e^{x_k}$, without overflow"
     return x.logsumexp(dim) - math.log(x.shape[dim])
 
-# %% ../nbs/02_distributions.ipynb #cd179eb8
+# %% ../nbs/02_distributions.ipynb #93002eb5
 class StandardNormal(DiagonalNormal):
     "A diagonal normal known to have mean 0 and scale 1, which makes its divergences and densities cheap"
     def log_prob(self, value):
@@ -122,7 +122,9 @@ def _kl_normals(q, p):
     return q._sum(.5*((2*ratio).exp() + z*z - 1) - ratio)
 
 @register_kl(DiagonalNormal, StandardNormal)
-def _kl_standard_normal(q, p): return q._sum(.5*((2*q.log_scale).exp() + q.loc*q.loc - 1) - q.log_scale)
+def _kl_standard_normal(q, p):
+    log_variance = 2*q.log_scale
+    return .5*q._sum(log_variance.expm1() - log_variance + q.loc*q.loc)
 
 @register_kl(Delta, Distribution)
 def _kl_delta(q, p): return -p.log_prob(q.value)
@@ -150,7 +152,7 @@ def validation(
     try: yield
     finally: Distribution._validate_args = before
 
-# %% ../nbs/02_distributions.ipynb #41d6bea6
+# %% ../nbs/02_distributions.ipynb #ebcc3eb6
 class Head(Part, nn.Module):
     "Features in, a distribution over events out; subclasses say what the projected numbers mean"
     def __init__(self,
@@ -171,9 +173,10 @@ class Head(Part, nn.Module):
         h:Tensor # Features, `[..., features]` or `[..., features, H, W]`
     ) -> tuple[Tensor, ...]: # `n_parameters` tensors `[..., *event_shape]`
         "Project `h` and split the result into the parameters of the distribution"
-        if not self.channelwise: parts, batch = self.project(h).chunk(self.n_parameters, -1), h.shape[:-1]
-        else: parts, batch = self.project(h.flatten(0, -4)).chunk(self.n_parameters, 1), h.shape[:-3]
-        return tuple(p.reshape(*batch, *self.event_shape) for p in parts)
+        shape = (*(h.shape[:-3] if self.channelwise else h.shape[:-1]), *self.event_shape)
+        out, dim = (self.project(h.flatten(0, -4)), 1) if self.channelwise else (self.project(h), -1)
+        parts = out.chunk(self.n_parameters, dim) if self.n_parameters > 1 else (out,)
+        return tuple(p if p.shape == shape else p.reshape(shape) for p in parts)
 
 # %% ../nbs/02_distributions.ipynb #621f82e2
 class NormalHead(Head):
@@ -218,7 +221,7 @@ class DeltaHead(Head):
         "The projection itself, as a distribution"
         return Delta(self.unpack(h)[0], len(self.event_shape))
 
-# %% ../nbs/02_distributions.ipynb #0c35e5d0
+# %% ../nbs/02_distributions.ipynb #01c698eb
 class Bernoulli(td.Bernoulli):
     "A coin flip that also scores probabilities: the `log_prob` of 0.3 is the expectation over outcomes that are 1 with probability 0.3"
     support = constraints.unit_interval
@@ -227,8 +230,8 @@ class Flips(Independent):
     "Independent coin flips; the event is summed before the sign is turned, which saves a pass over all pixels, and one over their gradients"
     def log_prob(self, value):
         if self.base_dist._validate_args: self.base_dist._validate_sample(value)
-        logits, value = torch.broadcast_tensors(self.base_dist.logits, value)
-        n = self.reinterpreted_batch_ndims
+        logits, n = self.base_dist.logits, self.reinterpreted_batch_ndims
+        if value.shape != logits.shape: logits, value = torch.broadcast_tensors(logits, value)
         nats = F.binary_cross_entropy_with_logits(logits, value, reduction='none')
         return -(nats.flatten(-n).sum(-1) if n else nats)
 

@@ -6,7 +6,7 @@
 __all__ = ['Evaluator', 'fixed_randomness', 'observe', 'batches', 'Terms', 'ELBO', 'LogLikelihood', 'first_images',
            'Reconstructions', 'PriorSamples', 'Traversal', 'LatentMap', 'plane']
 
-# %% ../nbs/32_evaluation.ipynb #d72c5bd2
+# %% ../nbs/32_evaluation.ipynb #03767f16
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +15,23 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from .checks import real, whole
+from .checks import known, real, whole
 from .distributions import centre, log_mean_exp, validation
 from .entries import Entry, Figure, Image, Scalar, Scalars, grid
 from .models import Decodes, Encodes, Reconstructs, Samples, Weighs, require
 from .specs import Part
 
-# %% ../nbs/32_evaluation.ipynb #ef182765
+# %% ../nbs/32_evaluation.ipynb #a8f110dc
 class Evaluator(Part):
     "Measures or pictures a model; subclasses say what, and under which `label` it is logged"
-    label = 'evaluation'
+    label, needs, split = 'evaluation', (), ''
 
     def check(self,
-        model # The model that will be evaluated
+        optimization # Has `model`, `data`
     ) -> None:
-        "Raise `TypeError` if the model lacks what is needed; called before training"
+        "Raise `TypeError` if the model lacks an ability in `needs`, `UnknownName` if the data lack `split`; called before training"
+        for ability in self.needs: require(optimization.model, ability, self.label)
+        for part in filter(None, self.split.split('+')): known('split', part, optimization.data.splits)
 
     @abstractmethod
     def evaluate(self,
@@ -91,10 +93,10 @@ class Terms(Evaluator):
             count += len(terms['loss'])
         return Scalars({k: (v/count).item() for k, v in totals.items()})
 
-# %% ../nbs/32_evaluation.ipynb #3e8f270f
+# %% ../nbs/32_evaluation.ipynb #37b96276
 class ELBO(Evaluator):
     "The evidence lower bound, nats per sample: the mean logarithm of the importance weights, whatever was trained"
-    label = 'elbo'
+    label, needs = 'elbo', (Weighs,)
 
     def __init__(self,
         split:str='valid', # Which rows
@@ -102,7 +104,6 @@ class ELBO(Evaluator):
         n:int|None=None # How many rows; all by default
     ): self.split, self.n_samples, self.n, self.label = split, whole('n_samples', n_samples), n, f'{split}/{self.label}'
 
-    def check(self, model): require(model, Weighs, self.label)
 
     def reduce(self, log_weights): return log_weights.mean(0)
 
@@ -116,7 +117,7 @@ class LogLikelihood(ELBO):
 
     def reduce(self, log_weights): return log_mean_exp(log_weights)
 
-# %% ../nbs/32_evaluation.ipynb #d08359fe
+# %% ../nbs/32_evaluation.ipynb #67faf036
 def first_images(
     optimization, # Has `data`, `device`
     split:str, # Which rows
@@ -129,12 +130,12 @@ def first_images(
 
 class Reconstructions(Evaluator):
     "Originals in the upper row, reconstructions below"
+    needs = (Reconstructs,)
+
     def __init__(self,
         split:str='valid', # Which rows
         n:int=12 # How many, the first ones
     ): self.split, self.n, self.label = split, whole('n', n), f'{split}/reconstructions'
-
-    def check(self, model): require(model, Reconstructs, self.label)
 
     def evaluate(self, optimization):
         x = first_images(optimization, self.split, self.n)
@@ -142,16 +143,15 @@ class Reconstructions(Evaluator):
 
 class PriorSamples(Evaluator):
     "What the model makes up; the same latents each time, so that a picture can be followed through training"
-    label = 'samples'
+    label, needs = 'samples', (Samples,)
 
     def __init__(self,
         n:int=54 # How many
     ): self.n = whole('n', n)
 
-    def check(self, model): require(model, Samples, self.label)
     def evaluate(self, optimization): return grid(optimization.model.sample(self.n))
 
-# %% ../nbs/32_evaluation.ipynb #8fb05aac
+# %% ../nbs/32_evaluation.ipynb #98ce4c8f
 def _means(optimization, split, n):
     "Posterior means of the first rows, flattened, `[n, latents]`, and their labels"
     found = [(centre(optimization.model.encode(b['x'])).flatten(1), b.get('y')) for b in batches(optimization, split, n)]
@@ -160,6 +160,8 @@ def _means(optimization, split, n):
 
 class Traversal(Evaluator):
     "One row for each latent, moved from low to high while the others stay"
+    needs = (Encodes, Decodes)
+
     def __init__(self,
         split:str='valid', # Which rows
         row:int=0, # Start from the code of this one
@@ -170,8 +172,6 @@ class Traversal(Evaluator):
         self.split, self.row, self.columns, self.latents = split, whole('row', row, least=0), whole('columns', columns, 2), whole('latents', latents)
         self.span, self.label = real('span', span, above=0), f'{split}/traversal'
 
-    def check(self, model): require(model, Encodes, self.label), require(model, Decodes, self.label)
-
     def evaluate(self, optimization):
         means, _ = _means(optimization, self.split, max(1024, self.row + 1))
         shape = optimization.model.encode(first_images(optimization, self.split, 1)).event_shape
@@ -181,15 +181,15 @@ class Traversal(Evaluator):
             z[i, :, latent] = means[:, latent].mean() + means[:, latent].std()*torch.linspace(-self.span, self.span, self.columns, device=z.device)
         return grid(centre(optimization.model.decode(z.view(-1, *shape))), columns=self.columns)
 
-# %% ../nbs/32_evaluation.ipynb #7173c8ad
+# %% ../nbs/32_evaluation.ipynb #1d56e0a1
 class LatentMap(Evaluator):
     "Posterior means in the plane, coloured by label"
+    needs = (Encodes,)
+
     def __init__(self,
         split:str='valid', # Which rows
         n:int=2000 # At most this many
     ): self.split, self.n, self.label = split, whole('n', n, 2), f'{split}/latents'
-
-    def check(self, model): require(model, Encodes, self.label)
 
     def evaluate(self, optimization):
         z, y = _means(optimization, self.split, self.n)

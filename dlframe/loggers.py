@@ -6,12 +6,13 @@
 __all__ = ['loggers', 'Logger', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #fa429bb8
+# %% ../nbs/33_loggers.ipynb #e83725e8
 import csv, time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from fastcore.basics import patch
 from pytorch_lightning.loggers import Logger as LightningLogger
 
 from .checks import known
@@ -94,9 +95,7 @@ class FileLogger(Logger):
 
     def finalize(self, status): self.flush()
 
-# %% ../nbs/33_loggers.ipynb #4a03823d
-from fastcore.basics import patch
-
+# %% ../nbs/33_loggers.ipynb #43d7b380
 @patch
 def keep(self:FileLogger,
     name:str, # `split/quantity`

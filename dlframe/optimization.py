@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['optimizers', 'make_optimizer', 'Stopwatch', 'Optimization']
 
-# %% ../nbs/34_optimization.ipynb #398063d6
+# %% ../nbs/34_optimization.ipynb #00fec781
 import inspect, time
 from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .checks import known, real, whole
@@ -19,7 +20,7 @@ from .distributions import validation
 from .models import check_terms
 from .specs import Part
 
-# %% ../nbs/34_optimization.ipynb #0fe66826
+# %% ../nbs/34_optimization.ipynb #8cac9c31
 def optimizers() -> dict[str, type]: # Classes by name
     "The optimizers of `torch.optim`"
     return {k: v for k, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, torch.optim.Optimizer) and v is not torch.optim.Optimizer}
@@ -36,7 +37,9 @@ def make_optimizer(
     for option in options: known(f'{name} option', option, takes)
     parameters = list(parameters)
     if 'fused' in takes and all(p.is_floating_point() and p.device.type in ('cpu', 'cuda') for p in parameters): options = {'fused': True, **options}
-    return cls(parameters, lr=lr, **options)
+    made = cls(parameters, lr=lr, **options)
+    if all(p.device.type == 'cpu' for p in parameters): made._accelerator_graph_capture_health_check = lambda: None # asks the driver for a GPU at each step
+    return made
 
 # %% ../nbs/34_optimization.ipynb #2f6cd6b4
 class Stopwatch:
@@ -86,9 +89,7 @@ class Optimization(Part, pl.LightningModule):
     def train_dataloader(self): return Loader(self.data[self.split], self.batch_size, shuffle=True, seed=int(torch.randint(2**31, ())))
     def on_after_batch_transfer(self, batch, dataloader_idx): return self.data.prepare(batch)
 
-# %% ../nbs/34_optimization.ipynb #97e9d56f
-from fastcore.basics import patch
-
+# %% ../nbs/34_optimization.ipynb #65ce3c58
 @patch
 def training_step(self:Optimization,
     batch:dict[str, Tensor], # A prepared batch

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['VAE']
 
-# %% ../nbs/11_vae.ipynb #52295c9f
+# %% ../nbs/11_vae.ipynb #2c3b3539
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -52,9 +53,7 @@ class VAE(Model):
         "The likelihood p(x|z)"
         return self.decoder(z)
 
-# %% ../nbs/11_vae.ipynb #cade0df6
-from fastcore.basics import patch
-
+# %% ../nbs/11_vae.ipynb #fe64dc4f
 @patch
 def reconstruct(self:VAE,
     x:Tensor, # Data, `[batch, *shape]`

@@ -23,7 +23,9 @@ def test_parameters(file):
     sweep = yaml.safe_load(file.read_text(encoding='utf-8'))
     kinds = declared(root/sweep['program'])
     for name, choice in sweep['parameters'].items():
-        for value in choice.get('values', [choice['value']] if 'value' in choice else [choice['min'], choice['max']]): read_value(name, value, kinds[name])
+        given = choice['values'] if 'values' in choice else [choice[k] for k in ('value', 'min', 'max') if k in choice]
+        assert given, name
+        for value in given: read_value(name, value, kinds[name])
 
 @pytest.mark.parametrize('file', files, ids=lambda f: f.name)
 def test_command(file):

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Periodic', 'StopAfter', 'LogTerms', 'Evaluate', 'Checkpoint', 'save_whole', 'watched', 'Progress']
 
-# %% ../nbs/35_callbacks.ipynb #be55887b
+# %% ../nbs/35_callbacks.ipynb #293cec0b
 import os, sys
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 from pytorch_lightning.callbacks import Callback
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from .entries import Scalar, Scalars
@@ -52,7 +53,7 @@ class StopAfter(Periodic):
 
     def fire(self, trainer, optimization): trainer.should_stop = True
 
-# %% ../nbs/35_callbacks.ipynb #8d55391c
+# %% ../nbs/35_callbacks.ipynb #74f403ef
 class LogTerms(Periodic):
     "Log the mean of each loss term over the period, as `train/term`; stop at the first that is not finite"
     def __init__(self,
@@ -70,7 +71,7 @@ class LogTerms(Periodic):
 
     def fire(self, trainer, optimization):
         sizes = torch.tensor([len(s['loss']) for s in self.steps], dtype=torch.float64)
-        means = {k: torch.stack([s[k].mean() for s in self.steps]).double().cpu() for k in self.steps[0]}
+        means = {k: pad_sequence([s[k] for s in self.steps], batch_first=True).sum(1).cpu().double()/sizes for k in self.steps[0]} # zeros do not add
         self.steps = []
         for name, values in means.items():
             if not values.isfinite().all():

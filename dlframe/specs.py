@@ -148,22 +148,23 @@ def find(
     _check_found(found, text, tuple(packages), called)
     return found
 
-# %% ../nbs/01_specs.ipynb #616d7049
+# %% ../nbs/01_specs.ipynb #dc35f250
 def _at(path, error):
-    "The same error, its message led by the path in the specification"
-    return type(error)(f'{path}: {error}') if path else error
+    "An error of the same kind, its message led by the path in the specification"
+    kind = next(k for k in (UnknownName, TypeError, ValueError) if isinstance(error, k))
+    return kind(f'{path}: {error}') if path else error
 
-def _make_at(path, cls, kwargs):
+def _make(cls, kwargs):
     names = list(signature(cls.__init__).parameters.values())
     if not any(p.kind is Parameter.VAR_KEYWORD for p in names):
-        for k in kwargs: known(_join(path, k), k, [p.name for p in names][1:])
+        for k in kwargs: known('argument', k, [p.name for p in names][1:])
     kinds = [p.kind for p in names]
     if Parameter.VAR_POSITIONAL not in kinds: return make(cls, **kwargs)
     star = kinds.index(Parameter.VAR_POSITIONAL)
     lead = [kwargs.pop(p.name) for p in names[1:star]]
     return make(cls, *lead, *kwargs.pop(names[star].name, []), **kwargs)
 
-# %% ../nbs/01_specs.ipynb #ed2653d8
+# %% ../nbs/01_specs.ipynb #f054fcad
 def _build(s, path, done, packages):
     if isinstance(s, list): return [_build(v, _join(path, i), done, packages) for i, v in enumerate(s)]
     if not isinstance(s, Mapping): return s
@@ -171,9 +172,8 @@ def _build(s, path, done, packages):
     if 'ref' in s: return find(s['ref'], packages, called=False)
     parts = {k: _build(v, _join(path, k), done, packages) for k, v in s.items() if k != 'cls'}
     if 'cls' not in s: return parts
-    try: obj = _make_at(path, find(s['cls'], packages), parts)
-    except UnknownName: raise
-    except (TypeError, ValueError) as e: raise _at(path, e) from e
+    try: obj = _make(find(s['cls'], packages), parts)
+    except (UnknownName, TypeError, ValueError) as e: raise _at(path, e) from e
     done[path] = obj
     return obj
 

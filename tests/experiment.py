@@ -1,7 +1,8 @@
 "The train experiment as people start it: a command in some folder, or a kernel of Jupyter; and what it left"
-import csv, json, os, re, subprocess, sys
+import csv, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
+from filelock import FileLock
 from jupyter_client import KernelManager
 from tree import BIN, ROOT
 
@@ -41,22 +42,37 @@ class Jupyter:
     def __exit__(self, *args): self.client.stop_channels(), self.manager.shutdown_kernel(now=True)
 
     def cell(self, source):
-        "Run a cell; its error as text, `''` if there was none, and its outputs"
-        outputs = []
-        reply = self.client.execute_interactive(source, allow_stdin=True, output_hook=lambda m: outputs.append(m['content']), timeout=300)['content']
-        return '' if reply['status'] == 'ok' else f"{reply['ename']}: {reply['evalue']}", outputs
+        "Run a cell; its error as text, `''` if there was none, and what it said"
+        said = []
+        def hear(message):
+            if message['msg_type'] == 'stream': said.append(message['content']['text'])
+        reply = self.client.execute_interactive(source, allow_stdin=True, output_hook=hear, timeout=300)['content']
+        return '' if reply['status'] == 'ok' else f"{reply['ename']}: {reply['evalue']}", ''.join(said)
 
     def run(self, cells, **values):
         "Write `values` into the parameters, as one does by hand, and run the cells from the first, up to an error"
-        cells, outputs = list(cells), []
+        cells, heard = list(cells), ''
         for name, value in values.items():
             cells[0], n = re.subn(rf'^({name}: .+?) = .+?(?= #)', lambda m: f'{m[1]} = {value!r}', cells[0], flags=re.M)
             assert n == 1, name
         for source in cells:
             error, said = self.cell(source)
-            outputs += said
-            if error: return error, outputs
-        return '', outputs
+            heard += said
+            if error: return error, heard
+        return '', heard
+
+def once(tmp_path_factory, name, make=lambda folder: None):
+    "The folder that `make(folder)` fills: one of the parallel processes does it, the others wait"
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
+    folder, made = base/name, base/f'{name}.made'
+    with FileLock(base/f'{name}.lock'):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
 
 def left(*folders):
     "Names of all there is in some folders, with contents"

@@ -3,51 +3,54 @@ import base64, json, os, re, shutil
 from pathlib import Path
 
 import pytest
-from experiment import PAGE, Jupyter, code, dlframe_run, environment, left, numbers, papermill, start, weights
+from experiment import PAGE, Jupyter, code, dlframe_run, environment, numbers, once, papermill, start, weights
 from tree import ROOT
 
 from dlframe.run import load
 from dlframe.vae import VAE
 
-pytestmark = pytest.mark.xdist_group('train')  # the runs are made once, in one process
-MNIST = Path(os.environ.get('DATA_ROOT') or '~/.cache/dlframe/data').expanduser()
+data_root = Path(os.environ.get('DATA_ROOT') or '~/.cache/dlframe/data').expanduser()
 few = {'beta': 0.1, 'train_for': '30 steps'}
 
-@pytest.fixture(scope='module')
-def home(tmp_path_factory): return tmp_path_factory.mktemp('home')
+@pytest.fixture(scope='session')
+def home(tmp_path_factory): return once(tmp_path_factory, 'home')
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def project(tmp_path_factory):
     "A copy of what the page needs, in which nothing says where runs go"
-    to = tmp_path_factory.mktemp('project')
-    for folder in 'dlframe', 'nbs/experiments': shutil.copytree(ROOT/folder, to/folder, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for file in 'settings.ini', 'pyproject.toml': shutil.copy(ROOT/file, to)
-    return to
+    def make(to):
+        for folder in 'dlframe', 'nbs/experiments': shutil.copytree(ROOT/folder, to/folder, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+        for file in 'settings.ini', 'pyproject.toml': shutil.copy(ROOT/file, to)
+    return once(tmp_path_factory, 'project', make)
 
 def good(r):
     assert r.returncode == 0, r.stdout + r.stderr
     return r
 
-@pytest.fixture(scope='module')
-def root(project, home):
+@pytest.fixture(scope='session')
+def root(tmp_path_factory, project, home):
     "Started from the project's root"
-    good(papermill(PAGE, home/'root.ipynb', environment(home, project), project, name='root', **few))
+    once(tmp_path_factory, 'root', lambda to: good(papermill(PAGE, to/'out.ipynb', environment(home, project), project, name='root', **few)))
     return project/'runs/root'
 
-@pytest.fixture(scope='module')
-def folder(project, home):
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory, project, home):
     "Started from the page's own folder"
-    good(papermill('train.ipynb', home/'folder.ipynb', environment(home, project), project/'nbs/experiments', name='folder', **few))
+    once(tmp_path_factory, 'folder', lambda to: good(papermill('train.ipynb', to/'out.ipynb', environment(home, project), project/'nbs/experiments', name='folder', **few)))
     return project/'runs/folder'
 
-@pytest.fixture(scope='module')
-def jupyter(project, home):
-    "Run in Jupyter, with the parameters changed by hand; what the training cell said is kept beside"
-    with Jupyter(project/'nbs/experiments', environment(home, project), home/'kernel.json') as kernel:
-        error, outputs = kernel.run(code(project/PAGE), name='jupyter', **few)
-    assert not error
-    (home/'jupyter.txt').write_text(''.join(o['text'] for o in outputs if o.get('name') == 'stderr'), newline='')
-    return project/'runs/jupyter'
+@pytest.fixture(scope='session')
+def said_in_jupyter(tmp_path_factory, project, home):
+    "What the page says in Jupyter, with the parameters changed by hand"
+    def make(to):
+        with Jupyter(project/'nbs/experiments', environment(home, project), to/'kernel.json') as kernel:
+            error, said = kernel.run(code(project/PAGE), name='jupyter', **few)
+        assert not error
+        (to/'said').write_bytes(said.encode())
+    return (once(tmp_path_factory, 'jupyter', make)/'said').read_bytes().decode()
+
+@pytest.fixture(scope='session')
+def jupyter(said_in_jupyter, project): return project/'runs/jupyter'
 
 runs = pytest.mark.parametrize('how', ['root', 'folder', 'jupyter'])
 
@@ -63,20 +66,22 @@ def test_metrics_are_the_same(how, root, request):
 def test_weights_are_the_same(how, root, request): assert weights(request.getfixturevalue(how)) == weights(root)
 
 def test_only_runs_are_written(root, folder, jupyter, project):
-    assert sorted(p.name for p in (project/'runs').iterdir()) == ['folder', 'jupyter', 'root']
-    assert sorted(p.name for p in project.iterdir()) == ['dlframe', 'nbs', 'pyproject.toml', 'runs', 'settings.ini']
-    assert [p.name for p in (project/'nbs/experiments').iterdir() if not p.name.startswith('.')] == [p.name for p in (ROOT/'nbs/experiments').iterdir() if not p.name.startswith('.')]
+    assert {p.name for p in (project/'runs').iterdir()} <= {'root', 'folder', 'jupyter', 'again', 'other'}
+    assert {p.name for p in project.iterdir()} == {'dlframe', 'nbs', 'pyproject.toml', 'runs', 'settings.ini'}
+    assert {p.name for p in (project/'nbs/experiments').iterdir()} <= {p.name for p in (ROOT/'nbs/experiments').iterdir()} | {'.ipynb_checkpoints'}
 
-def test_in_jupyter_the_bar_moves_in_place(jupyter, home):
-    said = (home/'jupyter.txt').read_bytes().decode()
-    assert '\r' in said and said.count('\n') <= 2
-    assert 'step 30' in said and '100%' in said
+def test_in_jupyter_the_bar_moves_in_place(said_in_jupyter):
+    bar, = [line for line in said_in_jupyter.split('\n') if '%|' in line]
+    assert bar.count('\r') > 2
+
+def test_in_jupyter_the_bar_ends_with_the_last_step(said_in_jupyter):
+    assert re.search(r'100%[^\r\n]*step 30\b', said_in_jupyter)
 
 def test_run_folder(root):
     files = {str(p.relative_to(root)) for p in root.rglob('*') if p.is_file()}
     pictures = {f for f in files if f.startswith('media/')}
     assert files - pictures == {'manifest.json', 'metrics.csv', 'checkpoints/last.ckpt', 'checkpoints/model.safetensors'}
-    assert pictures == {f'media/{name}-{step:06d}.png' for name in ('valid/reconstructions', 'samples') for step in (0, 30)}
+    assert pictures >= {f'media/{name}-{step:06d}.png' for name in ('valid/reconstructions', 'samples') for step in (0, 30)}
 
 def test_manifest_says_what_was_run(root):
     manifest = json.loads((root/'manifest.json').read_text('utf-8'))
@@ -114,12 +119,13 @@ def test_help_lists_every_parameter(home):
     text = ' '.join(r.stdout.split())
     assert [n for n, (kind, default, comment) in declared().items() if f'{n}: {kind} (default {default}) {comment}' not in text] == []
 
-@pytest.fixture(scope='module')
-def long(home):
+@pytest.fixture(scope='session')
+def long(tmp_path_factory, home):
     "The executed page of 5,000 steps"
-    good(papermill(PAGE, home/'long.ipynb', environment(home, RUNS_ROOT=home/'runs'), name='long', train_for='5000 steps'))
-    assert load(home/'runs/long').metrics.index[-1] == 5000
-    return home/'long.ipynb'
+    def make(to):
+        good(papermill(PAGE, to/'long.ipynb', environment(home, RUNS_ROOT=to/'runs'), name='long', train_for='5000 steps'))
+        assert load(to/'runs/long').metrics.index[-1] == 5000
+    return once(tmp_path_factory, 'long', make)/'long.ipynb'
 
 def outputs(page): return [o for c in json.loads(page.read_text('utf-8'))['cells'] for o in c.get('outputs', [])]
 def shown(page, kind): return [o['data'][kind] for o in outputs(page) if kind in o.get('data', {})]
@@ -139,10 +145,11 @@ def test_progress_is_quiet(long):
     assert not any('\r' in ''.join(o.get('text', '')) for o in outputs(long))
 
 @pytest.fixture(scope='module')
-def kernel(home):
-    with Jupyter((ROOT/PAGE).parent, environment(home, RUNS_ROOT=home/'runs', DATA_ROOT=MNIST), home/'kernel.json') as kernel: yield kernel
+def kernel(tmp_path_factory, home):
+    to = tmp_path_factory.mktemp('mnist')
+    with Jupyter((ROOT/PAGE).parent, environment(home, RUNS_ROOT=to/'runs', DATA_ROOT=data_root), to/'kernel.json') as kernel: yield kernel
 
-@pytest.mark.skipif(not (MNIST/'MNIST/raw').exists(), reason=f'MNIST is not in {MNIST}: DATA_ROOT names the folder that holds it')
+@pytest.mark.skipif(not (data_root/'MNIST/raw').exists(), reason=f'MNIST is not in {data_root}: DATA_ROOT must name the folder that holds it')
 @pytest.mark.parametrize('values', [
     dict(likelihood='bernoulli', binarize=True, prior='mixture', encoder='conv', encoder_widths=[8, 16], decoder='deconv', decoder_widths=[16, 8]),
     dict(likelihood='continuous_bernoulli', encoder='conv', encoder_widths=[8, 16]),

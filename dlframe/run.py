@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['circumstances', 'Run', 'quiet_lightning', 'rehearse', 'load_weights', 'Loaded', 'load', 'rerun', 'main', 'curves']
 
-# %% ../nbs/42_run.ipynb #ade699ff
+# %% ../nbs/42_run.ipynb #454ed4a9
 import argparse, inspect, json, logging, os, pickle, platform, re, secrets, subprocess, sys, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ import pytorch_lightning as pl
 import safetensors.torch
 import torch
 from fastcore.basics import patch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from . import __version__
@@ -47,7 +48,7 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #4211b8e0
+# %% ../nbs/42_run.ipynb #8276d22a
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -64,6 +65,8 @@ class Run(Part):
         trainer:dict|None=None, # Other arguments of the Lightning `Trainer`
         parameters:dict|None=None # What `parameters()` gave, to be kept
     ):
+        if not isinstance(trainer or {}, Mapping): raise TypeError(f"`trainer` must be a dictionary of arguments, got {trainer!r}")
+        if not isinstance(name or '', str): raise TypeError(f"`name` must be a text, got {name!r}")
         self.optimization, self.evaluations, self.callbacks, self.trainer = optimization, list(evaluations), list(callbacks), dict(trainer or {})
         self.train_for, self.project, self.parameters = duration(train_for, 'train_for'), project, dict(parameters or {})
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)
@@ -83,7 +86,8 @@ class Run(Part):
         return {**parts, 'parameters': self.parameters, 'made': circumstances()}
 
 def _trainer_options():
-    ours = {'self', 'callbacks', 'logger', 'max_epochs', 'max_steps', 'max_time', 'enable_checkpointing', 'enable_progress_bar', 'default_root_dir'}
+    ours = {'self', 'callbacks', 'logger', 'max_epochs', 'max_steps', 'max_time', 'enable_checkpointing', 'enable_progress_bar', 'default_root_dir',
+            'gradient_clip_val', 'gradient_clip_algorithm', 'accumulate_grad_batches'} # said elsewhere, or not done by hand-made steps
     return [n for n in inspect.signature(pl.Trainer.__init__).parameters if n not in ours]
 
 # %% ../nbs/42_run.ipynb #f489dc5a
@@ -99,17 +103,18 @@ def quiet_lightning():
         finally:
             for l, level in zip(loggers, levels): l.setLevel(level)
 
-# %% ../nbs/42_run.ipynb #8017963b
+# %% ../nbs/42_run.ipynb #f08c4bcd
 def rehearse(
     optimization:Optimization # What is going to train
 ) -> None:
-    "Raise what the model raises on two rows of its training data, and check what it returns"
+    "Raise `ValueError` if the model cannot take two rows of its training data, or returns what it must not"
     batch = next(batches(optimization, optimization.split, n=2))
     def look(o):
         with validation(True): check_terms(o.model, batch, o.model(batch))
-    observe(optimization, look)
+    try: observe(optimization, look)
+    except RuntimeError as e: raise ValueError(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
 
-# %% ../nbs/42_run.ipynb #3bdd44ca
+# %% ../nbs/42_run.ipynb #aef2ec71
 @patch
 def begin(self:Run) -> Path: # The folder
     "Check what can be checked without training, then make the folder and write the manifest"
@@ -130,12 +135,13 @@ def begin(self:Run) -> Path: # The folder
 @patch
 def fit(self:Run) -> 'Run': # Itself
     "Train; raises before anything is written if something is wrong with the run"
-    folder, device = self.begin(), find_device()
+    device = find_device()
     callbacks = [LogTerms(self.log_every), *self.evaluations, *self.callbacks, StopAfter(self.train_for), Checkpoint(self.save_every), Progress(self.train_for)]
-    pl.seed_everything(self.seed, verbose=False)
+    options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer}
     with quiet_lightning():
-        trainer = pl.Trainer(**{'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer},
-                             callbacks=callbacks, logger=self.logger, max_epochs=-1, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=str(folder))
+        trainer = pl.Trainer(**options, callbacks=callbacks, logger=self.logger, max_epochs=-1, enable_checkpointing=False, enable_progress_bar=False)
+        folder = self.begin()
+        pl.seed_everything(self.seed, verbose=False)
         trainer.fit(self.optimization)
     if trainer.interrupted: raise KeyboardInterrupt
     save_whole(lambda path: safetensors.torch.save_model(self.optimization.model, str(path)), folder/'checkpoints/model.safetensors')
@@ -174,7 +180,7 @@ def load(
         raise ValueError(f"{weights} must hold the weights of the model in manifest.json: {e}") from e
     return Loaded(model.eval(), manifest, read_metrics(folder))
 
-# %% ../nbs/42_run.ipynb #8f4232af
+# %% ../nbs/42_run.ipynb #c505e4ed
 def rerun(
     manifest:Mapping, # As in `manifest.json`, or written by hand
     changes:Mapping={}, # Paths and values, `{'model.beta': 0.2}`
@@ -182,14 +188,15 @@ def rerun(
 ) -> Run: # Finished
     "Build the run that a manifest describes and fit it, under a new name unless `changes` gives one"
     manifest = {k: v for k, v in manifest.items() if k != 'made'}
-    if 'run' not in manifest: raise ValueError(f"`manifest` must describe a `run`, got one of {', '.join(manifest)}")
+    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {manifest.get('run')!r} among {', '.join(manifest)}")
     manifest = override(override(manifest, {'run.name': None}, packages), changes, packages)
+    if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {manifest['run']!r}")
     pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
     run = build(manifest, packages)['run']
     run.parameters = dict(manifest.get('parameters', {}))
     return run.fit()
 
-# %% ../nbs/42_run.ipynb #8f1ad621
+# %% ../nbs/42_run.ipynb #eeaa2c33
 def _change(text):
     path, equals, value = text.partition('=')
     if not equals or not path: raise ValueError(f"`change` must look like model.beta=0.2, got {text!r}")
@@ -206,7 +213,7 @@ def main(
     args = args.parse_args(argv)
     sys.path.insert(0, os.getcwd())
     try: run = rerun(read(args.manifest), dict(map(_change, args.changes)), args.package)
-    except (OSError, TypeError, ValueError, KeyError, FloatingPointError) as e:
+    except (OSError, TypeError, ValueError, KeyError, FloatingPointError, MisconfigurationException) as e:
         if os.environ.get('DLFRAME_DEBUG'): raise
         raise SystemExit(f'dlframe-run: {e}') from e
     print(f'run folder: {run.folder}')

@@ -14,7 +14,7 @@ from .checks import real, whole
 from .distributions import centre, kl
 from .models import Model
 
-# %% ../nbs/11_vae.ipynb #c52e3b43
+# %% ../nbs/11_vae.ipynb #330cbc43
 class VAE(Model):
     "A variational autoencoder with any encoder, decoder and prior"
     def __init__(self,
@@ -27,6 +27,8 @@ class VAE(Model):
         super().__init__()
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.beta, self.n_samples = real('beta', beta, least=0), whole('n_samples', n_samples)
+        for name, part in {'encoder': encoder, 'decoder': decoder, 'prior': prior}.items():
+            if not isinstance(part, nn.Module): raise TypeError(f"`{name}` must be a module that returns a distribution, got {part!r}")
         for name, shape in {'prior.event_shape': prior.event_shape, 'decoder.in_shape': decoder.in_shape}.items():
             if tuple(shape) != tuple(encoder.event_shape):
                 raise ValueError(f"`{name}` must be that of the encoder's latents, {tuple(encoder.event_shape)}, got {tuple(shape)}")

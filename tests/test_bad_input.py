@@ -128,7 +128,7 @@ def test_unknown_name(values, said, kernel, there): refused(kernel, there, said,
     ({'name': '../escaped'}, "ValueError: `name` must be letters, …, got '../escaped'"),
     ({'trainer': {'precision': 'bf17'}}, "…'bf17'…"),
     ({'trainer': {'devices': 0}}, "…devices=0…"),
-    ({'trainer': {'gradient_clip_val': 1.}}, "…gradient_clip_val=1.0…"))
+    ({'trainer': {'gradient_clip_val': 1.}}, "…gradient_clip_val…"))
 def test_impossible_value(values, said, kernel, there): refused(kernel, there, said, **values)
 
 @pytest.fixture
@@ -210,12 +210,12 @@ def changes(*rows): return pytest.mark.parametrize('change, said', [pytest.param
     ('model.beta', "`change` must look like model.beta=0.2, got 'model.beta'"),
     ('model.beta=abc', "model: `beta` must be a number, got 'abc'"),
     ('model.beta=-1', "model: `beta` must be at least 0, got -1"),
-    ('model.encoder.head=nomal', "`head` must be one of 'normal', …, got 'nomal'; did you mean 'normal'?"),
+    ('model.encoder.head=nomal', "model.encoder: `head` must be one of 'normal', …, got 'nomal'; did you mean 'normal'?"),
     ('model.encoder=null', "…`encoder` must …, got None"),
     ('model.prior.event_shape=7', "model: `prior.event_shape` must be that of the encoder's latents, (2,), got (7,)"),
-    ('data.cls=dlframe.images.Digit', "`dlframe.images.*` must be one of …, got 'Digit'; did you mean 'Digits'?"),
-    ('optimization.split=trian', "`split` must be one of 'train', 'valid', 'test', got 'trian'; did you mean 'train'?"),
-    ('optimization.split=train+vald', "`split` must be one of 'train', 'valid', 'test', got 'vald'; did you mean 'valid'?"),
+    ('data.cls=dlframe.images.Digit', "data: `dlframe.images.*` must be one of …, got 'Digit'; did you mean 'Digits'?"),
+    ('optimization.split=trian', "optimization: `split` must be one of 'train', 'valid', 'test', got 'trian'; did you mean 'train'?"),
+    ('optimization.split=train+vald', "optimization: `split` must be one of 'train', 'valid', 'test', got 'vald'; did you mean 'valid'?"),
     ('optimization.lr=[1]', "optimization: `lr` must be a number, got [1]"),
     ('run.evaluations.0.evaluator.split=vlaid', "`split` must be one of 'train', 'valid', 'test', got 'vlaid'; did you mean 'valid'?"),
     ('run.evaluations.7.evaluator.split=valid', "`run.evaluations.7` must be one of '0', got '7'"),
@@ -224,7 +224,7 @@ def changes(*rows): return pytest.mark.parametrize('change, said', [pytest.param
     ('run.name=taken', "`name` must be that of a new run, got 'taken', whose folder is there already: …/runs/taken"),
     ('run.name=5', "…`name` must …, got 5"),
     ('run.trainer=5', "…`trainer` must …, got 5"),
-    ('run.train_for=3 fortnights', "`train_for` must be one of …, got 'fortnights'"),
+    ('run.train_for=3 fortnights', "run: `train_for` must be one of …, got 'fortnights'"),
     ('run.train_for={', "…'{'…"),
     ('run.seed=-1', "`run.seed` must be at least 0, got -1"),
     ('run=3', "…`run` must …, got 3"))

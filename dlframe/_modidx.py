@@ -70,6 +70,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'dlframe.callbacks.Progress.on_train_start': ( 'callbacks.html#progress.on_train_start',
                                                                                   'dlframe/callbacks.py'),
                                    'dlframe.callbacks.Progress.show': ('callbacks.html#progress.show', 'dlframe/callbacks.py'),
+                                   'dlframe.callbacks.Progress.way': ('callbacks.html#progress.way', 'dlframe/callbacks.py'),
                                    'dlframe.callbacks.StopAfter': ('callbacks.html#stopafter', 'dlframe/callbacks.py'),
                                    'dlframe.callbacks.StopAfter.__init__': ('callbacks.html#stopafter.__init__', 'dlframe/callbacks.py'),
                                    'dlframe.callbacks.StopAfter.fire': ('callbacks.html#stopafter.fire', 'dlframe/callbacks.py'),

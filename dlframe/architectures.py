@@ -92,7 +92,7 @@ class Conv(Part, nn.Module):
         "Feature maps of each image"
         return self.layers(x.flatten(0, -4)).reshape(*x.shape[:-3], *self.out_shape)
 
-# %% ../nbs/05_architectures.ipynb #2b7e22f8
+# %% ../nbs/05_architectures.ipynb #01b2c594
 class Deconv(Part, nn.Module):
     "A linear layer to a small map, then transposed convolutions up to the size of the image, each followed by an activation"
     def __init__(self,
@@ -107,6 +107,7 @@ class Deconv(Part, nn.Module):
         super().__init__()
         self.in_shape, size, channels = tuple(wholes('in_shape', in_shape)), wholes('size', size), wholes('channels', channels)
         if len(size) != 2: raise ValueError(f"`size` must be (H, W), got {size}")
+        if not channels: raise ValueError("`channels` must have at least one entry, got []")
         ks, ss, ps = _settings(len(channels), kernel_size, stride, padding)
         hs, ws = (_sizes(s, ks[::-1], ss[::-1], ps[::-1])[::-1] for s in size)
         outs = [*channels[1:], channels[-1]]

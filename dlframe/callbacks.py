@@ -144,7 +144,7 @@ def save_whole(
         os.replace(new, path)
     finally: new.unlink(missing_ok=True)
 
-# %% ../nbs/35_callbacks.ipynb #1bb312e6
+# %% ../nbs/35_callbacks.ipynb #a08a16ed
 def watched() -> bool: # Is there a person in front of it?
     "True in a terminal and in an interactive notebook; `DLFRAME_PROGRESS` (`bar` or `lines`) decides if it is set"
     if wish := os.environ.get('DLFRAME_PROGRESS'): return wish == 'bar'
@@ -160,18 +160,22 @@ class Progress(Callback):
         seconds:float=.2 # Move the bar at most this often
     ): self.train_for, self.bar, self.seconds = train_for, watched() if bar is None else bar, seconds
 
+    def way(self, optimization): return min(optimization.counters[self.train_for.unit]/self.train_for.amount, 1.)
+
     def on_train_start(self, trainer, pl_module):
-        self.shown, self.next = 0., 0.
+        self.next, self.terms = 0., None
         self.tqdm = tqdm(total=1., bar_format='{l_bar}{bar}| {elapsed}<{remaining} {postfix}', disable=not self.bar, file=sys.stderr, mininterval=0)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (now := pl_module.counters[self.train_for.unit]/self.train_for.amount) >= self.next: self.show(pl_module, min(now, 1.), outputs)
+        self.terms = outputs
+        if (way := self.way(pl_module)) >= self.next: self.show(pl_module, way, outputs)
 
     def on_train_end(self, trainer, pl_module):
-        self.tqdm.update(min(pl_module.counters[self.train_for.unit]/self.train_for.amount, 1.) - self.tqdm.n)
+        if self.bar and self.terms: self.show(pl_module, self.way(pl_module), self.terms)
         self.tqdm.close()
 
-    def on_exception(self, trainer, pl_module, exception): self.tqdm.close()
+    def on_exception(self, trainer, pl_module, exception):
+        if hasattr(self, 'tqdm'): self.tqdm.close()
 
 # %% ../nbs/35_callbacks.ipynb #a00bfb19
 @patch

@@ -48,7 +48,7 @@ def _prepare(self, batch):
 
 Digits.prepare = _prepare
 
-# %% ../nbs/22_images.ipynb #e6043aa6
+# %% ../nbs/22_images.ipynb #25bb3fa6
 def check_idx(
     file:Path # A file in the format of MNIST, unpacked
 ) -> None:
@@ -56,6 +56,7 @@ def check_idx(
     size = file.stat().st_size
     with open(file, 'rb') as f: head = f.read(4)
     if len(head) < 4 or head[:2] != b'\0\0' or head[2] != 8: said = 'a header that is not of this format'
+    elif f'idx{head[3]}-' not in file.name: said = f'{head[3]} dimensions, which its name denies'
     else:
         with open(file, 'rb') as f: dims = struct.unpack(f'>{head[3]}i', f.read(4 + 4*head[3])[4:].ljust(4*head[3], b'\0'))
         expected = 4 + 4*head[3] + int(np.prod(dims, dtype=np.int64))
@@ -76,7 +77,7 @@ torchvision_sets = {
     'OxfordIIITPet': _asks(train='trainval', test='test'),
     **dict.fromkeys(('Caltech101', 'Caltech256', 'EuroSAT', 'FakeData', 'ImageFolder', 'SEMEION', 'SUN397'), {})}
 
-# %% ../nbs/22_images.ipynb #ac7b109e
+# %% ../nbs/22_images.ipynb #0342e09f
 def _one_by_one(source, pixels):
     from torchvision.transforms.functional import center_crop, resize
     images, labels, mode = [], [], None
@@ -97,6 +98,7 @@ def _tensors(
     x, y = getattr(source, 'data', None), getattr(source, 'targets', getattr(source, 'labels', None))
     whole_array = pixels is None and str(getattr(x, 'dtype', '')).endswith('uint8') and np.ndim(y) == 1
     x, y = (torch.as_tensor(x), torch.as_tensor(np.array(y))) if whole_array else _one_by_one(source, pixels)
+    if len(x) != len(y): raise ValueError(f"{type(source).__name__} in {getattr(source, 'root', None)} is damaged: it has {len(x):,} images and {len(y):,} labels")
     if x.ndim == 3: x = x[:, None]
     elif x.shape[-1] in (1, 3): x = x.permute(0, 3, 1, 2).contiguous()
     return {'x': x, 'y': y.long()}

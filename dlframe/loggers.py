@@ -53,7 +53,7 @@ class Logger(Part, LightningLogger):
         for name, value in metrics.items():
             if name != 'epoch': self.log(name, Scalar(float(value)), self.counters())
 
-# %% ../nbs/33_loggers.ipynb #e5ae4123
+# %% ../nbs/33_loggers.ipynb #85bfeac9
 def _numbers(name, entry):
     "The numbers in an entry, by name"
     if isinstance(entry, Scalar): return {name: entry.value}
@@ -93,7 +93,7 @@ class FileLogger(Logger):
         self.file.flush()
         self.flushed = time.monotonic()
 
-    def finalize(self, status): self.flush()
+    def finalize(self, status): self.file.close()
 
 # %% ../nbs/33_loggers.ipynb #43d7b380
 @patch

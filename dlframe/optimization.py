@@ -21,10 +21,11 @@ from .distributions import validation
 from .models import check_terms
 from .specs import Part
 
-# %% ../nbs/34_optimization.ipynb #8cac9c31
+# %% ../nbs/34_optimization.ipynb #350c4c75
 def optimizers() -> dict[str, type]: # Classes by name
-    "The optimizers of `torch.optim`"
-    return {k: v for k, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, torch.optim.Optimizer) and v is not torch.optim.Optimizer}
+    "The optimizers of `torch.optim`, but for those that need a closure (LBFGS), sparse gradients, or nothing but matrices (Muon)"
+    other = ('Optimizer', 'LBFGS', 'SparseAdam', 'Muon')
+    return {k: v for k, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, torch.optim.Optimizer) and k not in other}
 
 def make_optimizer(
     name:str, # A class of `torch.optim`

@@ -48,7 +48,7 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #8276d22a
+# %% ../nbs/42_run.ipynb #67936c3c
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -65,8 +65,9 @@ class Run(Part):
         trainer:dict|None=None, # Other arguments of the Lightning `Trainer`
         parameters:dict|None=None # What `parameters()` gave, to be kept
     ):
-        if not isinstance(trainer or {}, Mapping): raise TypeError(f"`trainer` must be a dictionary of arguments, got {trainer!r}")
-        if not isinstance(name or '', str): raise TypeError(f"`name` must be a text, got {name!r}")
+        for argument, value, kind in [('optimization', optimization, Optimization), ('trainer', trainer or {}, Mapping), ('name', name or '', str),
+                                      ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations)]:
+            if not isinstance(value, kind): raise TypeError(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {value!r}")
         self.optimization, self.evaluations, self.callbacks, self.trainer = optimization, list(evaluations), list(callbacks), dict(trainer or {})
         self.train_for, self.project, self.parameters = duration(train_for, 'train_for'), project, dict(parameters or {})
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)
@@ -114,7 +115,7 @@ def rehearse(
     try: observe(optimization, look)
     except RuntimeError as e: raise ValueError(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
 
-# %% ../nbs/42_run.ipynb #aef2ec71
+# %% ../nbs/42_run.ipynb #c9590b7c
 @patch
 def begin(self:Run) -> Path: # The folder
     "Check what can be checked without training, then make the folder and write the manifest"
@@ -124,7 +125,8 @@ def begin(self:Run) -> Path: # The folder
         if e.trigger: check_unit(e.trigger.every, o.counters, f'every of {e.name}')
     rehearse(o)
     manifest, folder = self.manifest(), self.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try: folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise type(e)(f"`runs_root` must be a folder that can be written to, got {folder.parent} ({e.strerror}): set RUNS_ROOT") from None
     try: folder.mkdir()
     except FileExistsError: raise FileExistsError(f"`name` must be that of a new run, got {self.name!r}, whose folder is there already: {folder}") from None
     write(manifest, folder/'manifest.json')
@@ -180,7 +182,7 @@ def load(
         raise ValueError(f"{weights} must hold the weights of the model in manifest.json: {e}") from e
     return Loaded(model.eval(), manifest, read_metrics(folder))
 
-# %% ../nbs/42_run.ipynb #c505e4ed
+# %% ../nbs/42_run.ipynb #7fd05cc7
 def rerun(
     manifest:Mapping, # As in `manifest.json`, or written by hand
     changes:Mapping={}, # Paths and values, `{'model.beta': 0.2}`
@@ -193,7 +195,7 @@ def rerun(
     if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {manifest['run']!r}")
     pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
     run = build(manifest, packages)['run']
-    run.parameters = dict(manifest.get('parameters', {}))
+    run.parameters = dict(changes) or dict(manifest.get('parameters', {}))
     return run.fit()
 
 # %% ../nbs/42_run.ipynb #eeaa2c33

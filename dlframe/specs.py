@@ -225,7 +225,7 @@ def override(
         node[key] = value
     return s
 
-# %% ../nbs/01_specs.ipynb #383d4990
+# %% ../nbs/01_specs.ipynb #48043325
 class _Loader(yaml.SafeLoader): pass
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _number = re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$')
@@ -236,7 +236,7 @@ def parse(
 ): # Plain data
     "Read YAML (so also JSON) as data only; raises `ValueError` if it is neither"
     try: return yaml.load(text, _Loader)
-    except yaml.YAMLError as e: raise ValueError(f"`text` must be JSON or YAML, got {text[:60]!r}: {e}") from e
+    except yaml.YAMLError as e: raise ValueError(f"`text` must be JSON or YAML, got {text[:60]!r}: {' '.join(str(e).split())}") from e
 
 # %% ../nbs/01_specs.ipynb #64ac8cf0
 def write(

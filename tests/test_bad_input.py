@@ -235,8 +235,8 @@ def test_change_to_a_manifest(change, said, here): refused_command(here, said, h
     ('', "{} must hold a mapping, got NoneType"),
     ('[1]', "{} must hold a mapping, got list"),
     ('{"model": {"cls": ', "{} must be JSON or YAML: …"),
-    ('{"model": 1}', "`manifest` must describe a `run`, got one of model"),
-    ('!!python/object/apply:os.system ["touch executed"]', "{} must be JSON or YAML: …")], ids=lambda c: str(c)[:20])
+    ('{"model": 1}', "`run` must be described in the manifest, got None among model"),
+    ('!!python/object/apply:os.system ["touch executed"]', "{} must be JSON or YAML: …")], ids=['missing', 'empty', 'a list', 'cut off', 'no run', 'a command'])
 def test_manifest_that_is_none(content, said, here, monkeypatch):
     monkeypatch.chdir(here)
     if content is not None: (here/'other.json').write_text(content)

@@ -9,7 +9,8 @@ NAME := train-$(shell date +%Y%m%d-%H%M%S)
 NOTEBOOK = runs/$(NAME).ipynb
 
 # .venv's programs first, and the kernel `python3` is .venv's whatever else the user has registered
-IN := PATH="$(CURDIR)/.venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter"
+# (idle threads sleep: where cores are shared, spinning ones were measured to make a run sixty times slower)
+IN := OMP_WAIT_POLICY=PASSIVE PATH="$(CURDIR)/.venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter"
 
 .PHONY: train test bench prepare readme docs
 train test bench prepare readme docs: .venv/installed

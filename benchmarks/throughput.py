@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 # widths, latents, steps before the clock starts, timed steps of a and b; c is slow and gets a third of them
-networks = {'small': ([256, 64], 8, 150, 1200), 'large': ([1024, 128], 64, 40, 240)}
+networks = {'small': ([256, 64], 8, 100, 800), 'large': ([1024, 128], 64, 30, 160)}
 batch_size = 128
 
 class Clock:

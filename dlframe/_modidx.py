@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'dlframe.evaluation.Traversal.evaluate': ( 'evaluation.html#traversal.evaluate',
                                                                                'dlframe/evaluation.py'),
                                     'dlframe.evaluation._means': ('evaluation.html#_means', 'dlframe/evaluation.py'),
+                                    'dlframe.evaluation.as_model': ('evaluation.html#as_model', 'dlframe/evaluation.py'),
                                     'dlframe.evaluation.batches': ('evaluation.html#batches', 'dlframe/evaluation.py'),
                                     'dlframe.evaluation.first_images': ('evaluation.html#first_images', 'dlframe/evaluation.py'),
                                     'dlframe.evaluation.fixed_randomness': ('evaluation.html#fixed_randomness', 'dlframe/evaluation.py'),

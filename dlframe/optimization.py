@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['optimizers', 'make_optimizer', 'Stopwatch', 'Optimization', 'Untimed']
 
-# %% ../nbs/34_optimization.ipynb #ffdc92c0
+# %% ../nbs/34_optimization.ipynb #998f6afe
 import inspect, time
 from contextlib import contextmanager, nullcontext
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .checks import known, real, whole
 from .data import Data, Loader
 from .distributions import validation
+from .evaluation import as_model
 from .models import check_terms
 from .specs import Part
 
@@ -65,7 +66,7 @@ class Stopwatch:
         finally:
             if running: self.start()
 
-# %% ../nbs/34_optimization.ipynb #ab19f5b3
+# %% ../nbs/34_optimization.ipynb #92150393
 class Optimization(Part, pl.LightningModule):
     "Train a model on a split of a data set with an optimizer of torch"
     def __init__(self,
@@ -89,7 +90,7 @@ class Optimization(Part, pl.LightningModule):
 
     def configure_optimizers(self): return make_optimizer(self.optimizer, self.model.parameters(), self.lr, **self.options)
     def train_dataloader(self): return Loader(self.data[self.split], self.batch_size, shuffle=True, seed=int(torch.randint(2**31, ())))
-    def on_after_batch_transfer(self, batch, dataloader_idx): return self.data.prepare(batch)
+    def on_after_batch_transfer(self, batch, dataloader_idx): return as_model(self.model, self.data.prepare(batch))
 
 # %% ../nbs/34_optimization.ipynb #65ce3c58
 @patch

@@ -198,7 +198,7 @@ def rerun(
     run.parameters = dict(changes) or dict(manifest.get('parameters', {}))
     return run.fit()
 
-# %% ../nbs/42_run.ipynb #eeaa2c33
+# %% ../nbs/42_run.ipynb #9c80ddac
 def _change(text):
     path, equals, value = text.partition('=')
     if not equals or not path: raise ValueError(f"`change` must look like model.beta=0.2, got {text!r}")
@@ -213,7 +213,7 @@ def main(
     args.add_argument('changes', nargs='*', metavar='path=value', help='for example model.beta=0.2 run.name=low-beta')
     args.add_argument('--package', action='append', default=[], help='a package to trust besides dlframe, torch, torchvision and Lightning')
     args = args.parse_args(argv)
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd()) # last, so that no file of this folder stands in for a library
     try: run = rerun(read(args.manifest), dict(map(_change, args.changes)), args.package)
     except (OSError, TypeError, ValueError, KeyError, FloatingPointError, MisconfigurationException) as e:
         if os.environ.get('DLFRAME_DEBUG'): raise

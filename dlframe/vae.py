@@ -5,33 +5,30 @@
 # %% auto #0
 __all__ = ['VAE']
 
-# %% ../nbs/11_vae.ipynb #2c3b3539
+# %% ../nbs/11_vae.ipynb #c51a8b39
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import real, whole
+from .checks import whole
 from .distributions import centre, kl
-from .models import Model
+from .models import Model, check_parts
+from .ramps import Ramp, now, weight
 
-# %% ../nbs/11_vae.ipynb #330cbc43
+# %% ../nbs/11_vae.ipynb #1cd3e83b
 class VAE(Model):
     "A variational autoencoder with any encoder, decoder and prior"
     def __init__(self,
         encoder:nn.Module, # q(z|x): data `[..., *shape]` to a distribution over latents
         decoder:nn.Module, # p(x|z): latents `[..., *latent]` to a distribution over data
         prior:nn.Module, # p(z): a distribution over latents, from no input
-        beta:float=1., # Weight of the rate, at least 0; 1 is the ELBO
+        beta:float|Ramp=1., # Weight of the rate, at least 0; 1 is the ELBO
         n_samples:int=1 # Samples of the posterior per data point, to average the distortion over
     ):
         super().__init__()
+        check_parts(encoder, prior, decoder=decoder)
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
-        self.beta, self.n_samples = real('beta', beta, least=0), whole('n_samples', n_samples)
-        for name, part in {'encoder': encoder, 'decoder': decoder, 'prior': prior}.items():
-            if not isinstance(part, nn.Module): raise TypeError(f"`{name}` must be a module that returns a distribution, got {part!r}")
-        for name, shape in {'prior.event_shape': prior.event_shape, 'decoder.in_shape': decoder.in_shape}.items():
-            if tuple(shape) != tuple(encoder.event_shape):
-                raise ValueError(f"`{name}` must be that of the encoder's latents, {tuple(encoder.event_shape)}, got {tuple(shape)}")
+        self.beta, self.n_samples = weight('beta', beta), whole('n_samples', n_samples)
 
     def forward(self,
         batch:dict[str, Tensor] # `{'x': [batch, *shape]}`; other entries are not looked at
@@ -41,7 +38,7 @@ class VAE(Model):
         z = q.rsample() if self.n_samples == 1 else q.rsample((self.n_samples,))
         distortion, rate = -self.decoder(z).log_prob(x), kl(q, self.prior(), z)
         if self.n_samples > 1: distortion, rate = distortion.mean(0), rate.mean(0) if rate.ndim > 1 else rate
-        return {'loss': distortion + self.beta*rate, 'distortion': distortion, 'rate': rate}
+        return {'loss': distortion + now(self.beta)*rate, 'distortion': distortion, 'rate': rate}
 
     def encode(self,
         x:Tensor # Data, `[batch, *shape]`
@@ -55,15 +52,16 @@ class VAE(Model):
         "The likelihood p(x|z)"
         return self.decoder(z)
 
-# %% ../nbs/11_vae.ipynb #fe64dc4f
+# %% ../nbs/11_vae.ipynb #25468446
 @patch
 def reconstruct(self:VAE,
     x:Tensor, # Data, `[batch, *shape]`
-    noise:bool=False # Sample latents and data, instead of taking their means?
+    sample_latents:bool=False, # Sample the latents, instead of taking their mean?
+    noise:bool=False # Sample the data as well, instead of taking their mean?
 ) -> Tensor: # Data, `[batch, *shape]`
     "Encode and decode"
     q = self.encoder(x)
-    p = self.decoder(q.sample() if noise else centre(q))
+    p = self.decoder(q.sample() if sample_latents else centre(q))
     return p.sample() if noise else centre(p)
 
 @patch

@@ -134,6 +134,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dlframe.devices.Device.__post_init__': ('devices.html#device.__post_init__', 'dlframe/devices.py'),
                                  'dlframe.devices._expand': ('devices.html#_expand', 'dlframe/devices.py'),
                                  'dlframe.devices._profiles': ('devices.html#_profiles', 'dlframe/devices.py'),
+                                 'dlframe.devices._read': ('devices.html#_read', 'dlframe/devices.py'),
                                  'dlframe.devices.find_device': ('devices.html#find_device', 'dlframe/devices.py'),
                                  'dlframe.devices.project_root': ('devices.html#project_root', 'dlframe/devices.py')},
             'dlframe.distributions': { 'dlframe.distributions.Bernoulli': ('distributions.html#bernoulli', 'dlframe/distributions.py'),

@@ -174,7 +174,7 @@ class Loader:
     def state_dict(self): return {'epoch': self.epoch, 'position': self.position, 'seed': self.seed}
     def load_state_dict(self, state): self.epoch, self.position, self.seed = state['epoch'], state['position'], state.get('seed', self.seed)
 
-# %% ../nbs/21_data.ipynb #80078652
+# %% ../nbs/21_data.ipynb #d15ac08a
 @patch
 def shares(self:Loader) -> list[Tensor]: # Row numbers
     "This process's rows of each batch of this epoch"
@@ -183,10 +183,11 @@ def shares(self:Loader) -> list[Tensor]: # Row numbers
 
 @patch
 def __iter__(self:Loader) -> Iterator[dict[str, Tensor]]:
-    for batch in self.read(self.shares()[self.position:]):
+    parts = self.shares()
+    for batch in self.read(parts[self.position:]):
         self.position += 1
+        if self.position == len(parts): self.epoch, self.position = self.epoch + 1, 0
         yield batch
-    self.epoch, self.position = self.epoch + 1, 0
 
 @patch
 def read(self:Loader,

@@ -14,20 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# %% ../nbs/31_entries.ipynb #e3af3313
+# %% ../nbs/31_entries.ipynb #c46f97fa
 @dataclass(frozen=True)
 class Entry:
     "Something to log; one of the classes below"
+    def numbers(self,
+        name:str # What it is logged as
+    ) -> dict[str, float]: # By the names they are logged as; none in a picture
+        "The numbers in it"
+        return {}
 
 @dataclass(frozen=True)
 class Scalar(Entry):
     "One number"
     value:float # Any finite or infinite number
+    def numbers(self, name): return {name: self.value}
 
 @dataclass(frozen=True)
 class Scalars(Entry):
     "Several numbers that belong together; logged as `name/key`"
     values:dict[str, float] # Numbers by name
+    def numbers(self, name): return {f'{name}/{k}': v for k, v in self.values.items()}
 
 @dataclass(frozen=True)
 class Figure(Entry):

@@ -6,8 +6,8 @@
 __all__ = ['loggers', 'Logger', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #e83725e8
-import csv, time
+# %% ../nbs/33_loggers.ipynb #8a768df0
+import csv, os, time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .checks import known
 from .entries import Entry, Figure, Image, Scalar, Scalars, Table, Text
 from .specs import Part
 
-# %% ../nbs/33_loggers.ipynb #24a14548
+# %% ../nbs/33_loggers.ipynb #f574c6ef
 class Logger(Part, LightningLogger):
     "Keeps entries; subclasses say how"
     def __init__(self):
@@ -42,6 +42,15 @@ class Logger(Part, LightningLogger):
         "Keep one entry"
         raise NotImplementedError
 
+    def state_dict(self) -> dict: # Plain data, for a checkpoint
+        "How far it has written"
+        return {}
+
+    def load_state_dict(self,
+        state:dict # What a checkpoint holds
+    ) -> None:
+        "Forget what was written after that; called before `start`"
+
     @property
     def name(self): return type(self).__name__
     @property
@@ -53,7 +62,7 @@ class Logger(Part, LightningLogger):
         for name, value in metrics.items():
             if name != 'epoch': self.log(name, Scalar(float(value)), self.counters())
 
-# %% ../nbs/33_loggers.ipynb #85bfeac9
+# %% ../nbs/33_loggers.ipynb #c8f3da70
 def _numbers(name, entry):
     "The numbers in an entry, by name"
     if isinstance(entry, Scalar): return {name: entry.value}
@@ -70,11 +79,12 @@ def file_name(
 
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
-    axes = ('steps', 'epochs', 'samples', 'seconds')
+    axes, bytes = ('steps', 'epochs', 'samples', 'seconds'), None
 
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
         path, self.flushed = self.folder/'metrics.csv', 0.
+        if self.bytes is not None and path.exists(): os.truncate(path, min(self.bytes, path.stat().st_size))
         self.extra = [c for c in self.counters() if c not in self.axes]
         new = not path.exists()
         self.file = open(path, 'a', newline='', encoding='utf-8')
@@ -94,6 +104,12 @@ class FileLogger(Logger):
         self.flushed = time.monotonic()
 
     def finalize(self, status): self.file.close()
+
+    def state_dict(self):
+        self.flush()
+        return {'bytes': self.file.tell()}
+
+    def load_state_dict(self, state): self.bytes = state['bytes']
 
 # %% ../nbs/33_loggers.ipynb #43d7b380
 @patch
@@ -171,7 +187,7 @@ class WandbLogger(Logger):
 
     def finalize(self, status): self.run.finish(exit_code=0 if status == 'success' else 1)
 
-# %% ../nbs/33_loggers.ipynb #2ccbeb07
+# %% ../nbs/33_loggers.ipynb #f99946ac
 class Loggers(Logger):
     "Tells several loggers the same"
     def __init__(self,
@@ -191,6 +207,10 @@ class Loggers(Logger):
 
     def finalize(self, status):
         for logger in self.loggers: logger.finalize(status)
+
+    def state_dict(self): return {logger.name: logger.state_dict() for logger in self.loggers}
+    def load_state_dict(self, state):
+        for logger in self.loggers: logger.load_state_dict(state[logger.name]) if logger.name in state else None
 
 loggers = {'files': None, 'tensorboard': TensorBoardLogger, 'wandb': WandbLogger}
 

@@ -146,7 +146,7 @@ class Stopwatch:
         finally:
             if running: self.start()
 
-# %% ../nbs/34_optimization.ipynb #d6dc5778
+# %% ../nbs/34_optimization.ipynb #ef1f4170
 class Optimization(Part, pl.LightningModule):
     "Train a model on a split of a data set with optimizers of torch"
     def __init__(self,
@@ -175,6 +175,7 @@ class Optimization(Part, pl.LightningModule):
         self.weight_ramps = nn.ModuleList(w for w in self.weights.values() if isinstance(w, Ramp))
         for part in split.split('+'): known('split', part, data.splits)
         self.counters, self.watch, self.checked = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}, Stopwatch(), False
+        self.interrupted = False # did somebody ask to stop before the end?
         self._take_turns(dict(players or {}))
         self._rehearse_optimizers() # unknown names are errors here, not after the data are read
         for ramp in ramps(self): check_unit(ramp.over, self.counters, 'over')

@@ -6,10 +6,13 @@
 __all__ = ['loggers', 'Logger', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #8a768df0
-import csv, os, time
+# %% ../nbs/33_loggers.ipynb #497bc756
+import csv, html, io, os, secrets, ssl, time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import pandas as pd
 from fastcore.basics import patch
@@ -19,19 +22,19 @@ from .checks import known
 from .entries import Entry, Figure, Image, Scalar, Scalars, Table, Text
 from .specs import Part
 
-# %% ../nbs/33_loggers.ipynb #f574c6ef
+# %% ../nbs/33_loggers.ipynb #68336053
 class Logger(Part, LightningLogger):
     "Keeps entries; subclasses say how"
     def __init__(self):
         super().__init__()
-        self.counters = lambda: {}
+        self.counters, self.status = lambda: {}, 'failed' # until it is known that all went well
 
     def start(self,
         folder:Path, # The run's folder, which exists
         manifest:dict, # What is going to run
         project:str # The project it belongs to
     ) -> None:
-        "Called once, before training"
+        "Called before training; again with the same folder when a run is resumed"
         self.folder = Path(folder)
 
     def log(self,
@@ -42,14 +45,14 @@ class Logger(Part, LightningLogger):
         "Keep one entry"
         raise NotImplementedError
 
-    def state_dict(self) -> dict: # Plain data, for a checkpoint
-        "How far it has written"
-        return {}
-
-    def load_state_dict(self,
-        state:dict # What a checkpoint holds
+    def finalize(self,
+        status:str # `'success'`, or how training ended otherwise
     ) -> None:
-        "Forget what was written after that; called before `start`"
+        "Called when training ends: all that was logged can be read now"
+        self.status = status
+
+    def close(self) -> None:
+        "Called last, when the folder is complete; a second call does nothing"
 
     @property
     def name(self): return type(self).__name__
@@ -62,7 +65,7 @@ class Logger(Part, LightningLogger):
         for name, value in metrics.items():
             if name != 'epoch': self.log(name, Scalar(float(value)), self.counters())
 
-# %% ../nbs/33_loggers.ipynb #c8f3da70
+# %% ../nbs/33_loggers.ipynb #98eb3e10
 def _numbers(name, entry):
     "The numbers in an entry, by name"
     if isinstance(entry, Scalar): return {name: entry.value}
@@ -77,22 +80,28 @@ def file_name(
     "Where in `media/` an entry goes"
     return f"{name}-{int(counters.get('steps', 0)):06d}{suffix}"
 
+def _open_lines(path):
+    "Open a text file to add lines, after its last whole one"
+    file = open(path, 'ab+')
+    file.seek(0)
+    file.truncate(file.read().rfind(b'\n') + 1)
+    return io.TextIOWrapper(file, encoding='utf-8', newline='')
+
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
-    axes, bytes = ('steps', 'epochs', 'samples', 'seconds'), None
+    axes = ('steps', 'epochs', 'samples', 'seconds')
 
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
         path, self.flushed = self.folder/'metrics.csv', 0.
-        if self.bytes is not None and path.exists(): os.truncate(path, min(self.bytes, path.stat().st_size))
-        self.extra = [c for c in self.counters() if c not in self.axes]
-        new = not path.exists()
-        self.file = open(path, 'a', newline='', encoding='utf-8')
+        self.file = _open_lines(path)
         self.rows = csv.writer(self.file)
-        if new: self.rows.writerow(['name', 'value', *self.axes, *self.extra])
+        if not path.stat().st_size: self.rows.writerow(['name', 'value', *self.axes, *(c for c in self.counters() if c not in self.axes)])
+        self.flush()
+        with open(path, newline='', encoding='utf-8') as f: self.columns = next(csv.reader(f))[2:]
 
     def log(self, name, entry, counters):
-        where = [f'{counters.get(c, 0):.10g}' for c in (*self.axes, *self.extra)]
+        where = [f'{counters.get(c, 0):.10g}' for c in self.columns]
         values = _numbers(name, entry)
         for n, v in values.items(): self.rows.writerow([n, f'{v:.9g}', *where])
         if not values: self.keep(name, entry, counters)
@@ -103,13 +112,11 @@ class FileLogger(Logger):
         self.file.flush()
         self.flushed = time.monotonic()
 
-    def finalize(self, status): self.file.close()
-
-    def state_dict(self):
+    def finalize(self, status):
+        super().finalize(status)
         self.flush()
-        return {'bytes': self.file.tell()}
 
-    def load_state_dict(self, state): self.bytes = state['bytes']
+    def close(self): self.file.close()
 
 # %% ../nbs/33_loggers.ipynb #43d7b380
 @patch
@@ -128,7 +135,7 @@ def keep(self:FileLogger,
     else: path.write_text(entry.text, encoding='utf-8')
     return path
 
-# %% ../nbs/33_loggers.ipynb #e1743c92
+# %% ../nbs/33_loggers.ipynb #35f7c498
 def read_metrics(
     folder:str|Path # A run's folder
 ) -> pd.DataFrame: # Indexed by `steps`; columns are the other counters and the logged names
@@ -141,40 +148,80 @@ def read_metrics(
     long = pd.DataFrame(rows)
     counters = [c for c in long.columns if c not in ('name', 'value')]
     long[['value', *counters]] = long[['value', *counters]].astype(float)
-    wide = long.pivot_table(index=counters, columns='name', values='value', aggfunc='last').reset_index()
-    wide.columns.name = None
-    return wide.astype({'steps': int, 'samples': int}).groupby('steps', as_index=True).last()
+    long = long.astype({'steps': int, 'samples': int})
+    wide = long.pivot_table(index='steps', columns='name', values='value', aggfunc='last', sort=True)
+    return long.groupby('steps')[[c for c in counters if c != 'steps']].last().join(wide)
 
-# %% ../nbs/33_loggers.ipynb #17c10791
+# %% ../nbs/33_loggers.ipynb #6f4b0d48
 class TensorBoardLogger(Logger):
     "Event files in `tensorboard/`, for `tensorboard --logdir runs`"
+    fractional = ('epochs', 'seconds')
+
+    def __init__(self,
+        axis:str='steps' # The counter that is the horizontal axis, of the optimization: `'samples'`, `'generator_steps'`, …
+    ):
+        super().__init__()
+        self.axis, self.writer = axis, None
+
     def start(self, folder, manifest, project):
-        from torch.utils.tensorboard import SummaryWriter
         super().start(folder, manifest, project)
-        self.writer = SummaryWriter(self.folder/'tensorboard')
+        if counters := self.counters(): known('axis', self.axis, counters)
+
+    def where(self,
+        counters:Mapping[str, float] # Where training is
+    ) -> dict: # What the writer's methods take
+        "The step and the time to write"
+        step = round(counters[self.axis]*(1000 if self.axis in self.fractional else 1))
+        if not self.writer: self.open(step)
+        return {'global_step': step, 'walltime': self.began + counters.get('seconds', 0.)}
 
     def log(self, name, entry, counters):
-        step, w = int(counters['steps']), self.writer
-        for n, v in _numbers(name, entry).items(): w.add_scalar(n, v, step)
-        if isinstance(entry, Image): w.add_image(name, entry.pixels, step)
-        elif isinstance(entry, Figure): w.add_figure(name, entry.figure, step, close=False)
-        elif isinstance(entry, Table): w.add_text(name, f'```\n{entry.table.to_string(index=False)}\n```', step)
-        elif isinstance(entry, Text): w.add_text(name, entry.text, step)
+        where = self.where(counters)
+        for n, v in _numbers(name, entry).items(): self.writer.add_scalar(n, v, **where)
+        if isinstance(entry, Image): self.writer.add_image(name, entry.pixels, **where)
+        elif isinstance(entry, Figure): self.writer.add_figure(name, entry.figure, close=False, **where)
+        elif isinstance(entry, Table): self.writer.add_text(name, f'```\n{entry.table.to_string(index=False)}\n```', **where)
+        elif isinstance(entry, Text): self.writer.add_text(name, entry.text, **where)
 
-    def finalize(self, status): self.writer.close()
+    def finalize(self, status):
+        super().finalize(status)
+        if self.writer: self.writer.flush()
 
-# %% ../nbs/33_loggers.ipynb #1e3334ca
+    def close(self):
+        if self.writer: self.writer.close()
+
+# %% ../nbs/33_loggers.ipynb #2740f58e
+@patch
+def open(self:TensorBoardLogger,
+    step:int # Of the first event
+) -> None:
+    "Make the file of events"
+    from torch.utils.tensorboard import SummaryWriter
+    folder = self.folder/'tensorboard'
+    resumed = any(folder.glob('events.out.tfevents.*'))
+    self.writer = SummaryWriter(folder, purge_step=step if resumed else None)
+    self.began = min(int(p.name.split('.')[3]) for p in folder.glob('events.out.tfevents.*'))
+
+# %% ../nbs/33_loggers.ipynb #26138a4e
+def _answers(url, seconds=5.):
+    "Is there a server, directly or through the proxy that the environment names?"
+    try: urlopen(url, timeout=seconds).close()
+    except HTTPError: return True
+    except URLError as e: return isinstance(e.reason, ssl.SSLError)
+    except OSError: return False
+    return True
+
 class WandbLogger(Logger):
     "A run of Weights and Biases"
-    def start(self, folder, manifest, project):
-        import wandb
-        super().start(folder, manifest, project)
-        config = {**manifest.get('parameters', {}), 'manifest': manifest}
-        begin = lambda **mode: wandb.init(project=project, name=self.folder.name, dir=str(self.folder), config=config, **mode)
-        try: self.run = begin()
-        except wandb.errors.Error as e:
-            print(f"W&B: {str(e).splitlines()[0]}. Logging offline; send it later with `wandb sync {self.folder}/wandb/offline-run-*`")
-            self.run = begin(mode='offline')
+    modes = ('online', 'offline', 'disabled')
+
+    def __init__(self,
+        mode:str|None=None, # `'online'`, `'offline'` or `'disabled'`; by default `WANDB_MODE` decides, or else it is online
+        axis:str='steps', # The counter that is the horizontal axis at first
+        patience:float=600. # Seconds that the end waits for uploads; what is missing then can be sent with `wandb sync`
+    ):
+        super().__init__()
+        self.mode, self.axis, self.patience, self.run = mode and known('mode', mode, self.modes), axis, patience, None
 
     def log(self, name, entry, counters):
         import wandb
@@ -182,12 +229,61 @@ class WandbLogger(Logger):
         if isinstance(entry, Image): values[name] = wandb.Image(entry.pil())
         elif isinstance(entry, Figure): values[name] = wandb.Image(entry.figure)
         elif isinstance(entry, Table): values[name] = wandb.Table(dataframe=entry.table)
-        elif isinstance(entry, Text): values[name] = wandb.Html(f'<pre>{entry.text}</pre>')
+        elif isinstance(entry, Text): values[name] = wandb.Html(f'<pre>{html.escape(entry.text)}</pre>')
         self.run.log({**values, **counters})
 
-    def finalize(self, status): self.run.finish(exit_code=0 if status == 'success' else 1)
+# %% ../nbs/33_loggers.ipynb #0221bf35
+@patch
+def start(self:WandbLogger, folder, manifest, project):
+    import wandb
+    Logger.start(self, folder, manifest, project)
+    counters = self.counters() or {self.axis: 0}
+    known('axis', self.axis, counters)
+    config, asked = {**manifest.get('parameters', {}), 'manifest': manifest}, wandb.setup().settings
+    mode = self.mode or asked.mode
+    try:
+        if mode == 'online' and not _answers(asked.base_url): raise wandb.errors.CommError(f'{asked.base_url} does not answer')
+        self.run = self.begin(project, config, mode)
+    except wandb.errors.Error as e:
+        print(f"W&B: {str(e).splitlines()[0]}. Logging offline; send it later with `wandb sync {self.folder}/wandb/offline-run-*`")
+        self.run = self.begin(project, config, 'offline')
+    for c in counters: self.run.define_metric(c, hidden=True)
+    self.run.define_metric('*', step_metric=self.axis)
+    self.upload('manifest.json')
 
-# %% ../nbs/33_loggers.ipynb #f99946ac
+@patch
+def begin(self:WandbLogger,
+    project:str, # The project it belongs to; an agent's goes first
+    config:dict, # Parameters and manifest
+    mode:str # Of `WandbLogger.modes`
+): # W&B's run
+    "Start or resume the run of the folder"
+    import wandb
+    kept = self.folder/'wandb_id'
+    run_id = os.environ.get('WANDB_RUN_ID') or (kept.read_text(encoding='utf-8').strip() if kept.exists() else secrets.token_hex(4))
+    if mode != 'disabled': kept.write_text(run_id, encoding='utf-8')
+    place = {} if os.environ.get('WANDB_SWEEP_ID') else {'project': project, 'id': run_id}
+    if mode == 'online': place['resume'] = 'allow'
+    settings = wandb.Settings(finish_timeout=self.patience, init_timeout=60)
+    return wandb.init(name=self.folder.name, dir=str(self.folder), config=config, mode=mode, reinit='finish_previous', settings=settings, **place)
+
+# %% ../nbs/33_loggers.ipynb #25455c74
+@patch
+def upload(self:WandbLogger,
+    *names:str # Files in the folder; those that are not there are left out
+) -> None:
+    "Send files to the server"
+    for name in names:
+        if (self.folder/name).exists(): self.run.save(str(self.folder/name), base_path=str(self.folder), policy='now')
+
+@patch
+def close(self:WandbLogger):
+    if not self.run: return
+    self.upload('metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt')
+    self.run.finish(exit_code=0 if self.status == 'success' else 1)
+    self.run = None
+
+# %% ../nbs/33_loggers.ipynb #e5c89b9a
 class Loggers(Logger):
     "Tells several loggers the same"
     def __init__(self,
@@ -205,18 +301,23 @@ class Loggers(Logger):
     def log(self, name, entry, counters):
         for logger in self.loggers: logger.log(name, entry, counters)
 
-    def finalize(self, status):
-        for logger in self.loggers: logger.finalize(status)
+    def finalize(self, status): self._each('finalize', status)
+    def close(self): self._each('close')
 
-    def state_dict(self): return {logger.name: logger.state_dict() for logger in self.loggers}
-    def load_state_dict(self, state):
-        for logger in self.loggers: logger.load_state_dict(state[logger.name]) if logger.name in state else None
+    def _each(self, method, *args):
+        with ExitStack() as calls:
+            for logger in reversed(self.loggers): calls.callback(getattr(logger, method), *args)
 
-loggers = {'files': None, 'tensorboard': TensorBoardLogger, 'wandb': WandbLogger}
+# %% ../nbs/33_loggers.ipynb #67dacd1c
+loggers = {'files': FileLogger, 'tensorboard': TensorBoardLogger, 'wandb': WandbLogger, 'wandb-offline': lambda: WandbLogger('offline')}
 
 def logger(
-    name:str # `'files'`, `'tensorboard'` or `'wandb'`
+    name:str|Logger # Names joined by `+`, as in `'tensorboard+wandb'`: `'files'`, `'tensorboard'`, `'wandb'`, `'wandb-offline'`; or a logger of one's own making
 ) -> Loggers: # The files, and what was named
-    "Make a logger by its name; raises `UnknownName`, with the nearest, for a name that is not there"
-    other = loggers[known('logger', name, loggers)]
-    return Loggers(FileLogger(), *([other()] if other else []))
+    "Make loggers by their names; raises `UnknownName`, with the nearest, for a name that is not there, `ValueError` for the same board twice"
+    if isinstance(name, Loggers): return name
+    if isinstance(name, Logger): return Loggers(*([] if isinstance(name, FileLogger) else [FileLogger()]), name)
+    if not isinstance(name, str): raise TypeError(f"`logger` must be names joined by '+', or a logger, got {name!r}")
+    made = [loggers[known('logger', n.strip(), loggers)]() for n in dict.fromkeys(['files', *name.split('+')])]
+    if len({type(m) for m in made}) < len(made): raise ValueError(f"`logger` must name each board once, got {name!r}")
+    return Loggers(*made)

@@ -6,7 +6,7 @@ import pytest
 from experiment import PAGE, Jupyter, code, dlframe_run, environment, numbers, once, papermill, start, weights
 from tree import ROOT
 
-from dlframe.run import load
+from dlframe.loading import load
 from dlframe.vae import VAE
 
 data_root = Path(os.environ.get('DATA_ROOT') or '~/.cache/dlframe/data').expanduser()
@@ -90,7 +90,7 @@ def test_manifest_says_what_was_run(root):
     assert manifest['parameters'].keys() == declared().keys()
 
 def test_load(root):
-    model, manifest, metrics = load(root)
+    model, manifest, metrics, *_ = load(root)
     assert isinstance(model, VAE) and model.beta == 0.1 and not model.training
     assert manifest['run']['name'] == 'root'
     losses = metrics['valid/loss'].dropna()

@@ -126,7 +126,7 @@ class Accuracy(Predictions):
     def evaluate(self, optimization):
         return Scalar(torch.cat([confidence(p, y)[1] for p, y in self.pairs(optimization)]).double().mean().item())
 
-# %% ../nbs/37_predictions.ipynb #1acc8ecd
+# %% ../nbs/37_predictions.ipynb #397afec6
 def reliability(
     confidence:Tensor, # Probabilities, `[n]`
     correct:Tensor, # Whether the prediction was right, `[n]`
@@ -134,7 +134,7 @@ def reliability(
 ) -> tuple[Tensor, Tensor, Tensor]: # Share of the predictions, accuracy and mean confidence, `[bins]` each; the latter are 0 in empty bins
     "How often predictions are right, by how sure they are"
     edges = torch.arange(1, bins, dtype=torch.float64)/bins
-    which = torch.bucketize(confidence.cpu(), edges.to(confidence.dtype))
+    which = torch.bucketize(confidence.float().cpu(), edges.float())
     correct, confidence = correct.double().cpu(), confidence.double().cpu()
     count, right, sure = (torch.bincount(which, weights, minlength=bins) for weights in (torch.ones_like(correct), correct, confidence))
     return count/len(correct), right/count.clamp_min(1), sure/count.clamp_min(1)

@@ -46,7 +46,7 @@ class Periodic(Part, Callback):
     def load_state_dict(self, state):
         if self.trigger: self.trigger.load_state_dict(state)
 
-# %% ../nbs/35_callbacks.ipynb #475b07fa
+# %% ../nbs/35_callbacks.ipynb #ef865486
 class StopAfter(Periodic):
     "End training when `train_for` is over"
     def __init__(self,
@@ -54,8 +54,10 @@ class StopAfter(Periodic):
     ): super().__init__(train_for, 'train_for')
 
     def fire(self, trainer, optimization): trainer.should_stop = True
+    def state_dict(self): return {} # a run may be given more time
+    def load_state_dict(self, state): pass
 
-# %% ../nbs/35_callbacks.ipynb #9377e95e
+# %% ../nbs/35_callbacks.ipynb #28be6bbe
 class LogTerms(Periodic):
     "Log each loss term over the period, as `train/term`; stop at the first that is not finite"
     def __init__(self,
@@ -83,7 +85,7 @@ class LogTerms(Periodic):
                 raise FloatingPointError(f"`{name}` must be finite, got {means[i].item()} at step {first + at[i]}")
             found[name] = (means[-1] if self.reduce == 'last' else sums[0].sum()/sums[1].sum()).item()
         self.steps = []
-        trainer.logger.log('train', Scalars(found), optimization.counters)
+        if trainer.is_global_zero: trainer.logger.log('train', Scalars(found), optimization.counters)
 
     def state_dict(self): return {**super().state_dict(), 'steps': [{k: (v.item(), n) for k, (v, n) in s.items()} for s in self.steps]}
     def load_state_dict(self, state):
@@ -135,7 +137,7 @@ def fire(self:Evaluate, trainer, optimization):
         trainer.logger.log(name, entry, optimization.counters)
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in entry.numbers(name).items()})
 
-# %% ../nbs/35_callbacks.ipynb #e1164f47
+# %% ../nbs/35_callbacks.ipynb #dd0644e8
 class Checkpoint(Periodic):
     "Save model, optimizer, counters, triggers and random generators to `checkpoints/last.ckpt` at its period and at the end"
     def __init__(self,
@@ -143,12 +145,17 @@ class Checkpoint(Periodic):
         keep:bool=False # Keep each one, as `step-000500.ckpt`, besides the last?
     ):
         super().__init__(every)
-        self.keep, self.random = keep, None
+        self.keep, self.random, self.saved = keep, None, None
 
-    def on_train_end(self, trainer, pl_module): self.fire(trainer, pl_module)
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.should_stop: self.on_train_end(trainer, pl_module) # now, while the loader knows its position
+
+    def on_train_end(self, trainer, pl_module):
+        if self.saved != pl_module.counters['steps']: self.fire(trainer, pl_module)
 
     def fire(self, trainer, optimization):
-        folder = Path(trainer.logger.folder)/'checkpoints'
+        folder, self.saved = Path(trainer.logger.folder)/'checkpoints', optimization.counters['steps']
         with optimization.watch.paused():
             names = ['last.ckpt', f"step-{optimization.counters['steps']:06d}.ckpt"][:1 + self.keep]
             for name in names:
@@ -156,9 +163,11 @@ class Checkpoint(Periodic):
                 else: folder.mkdir(exist_ok=True), save_whole(lambda path: trainer.save_checkpoint(path), folder/name)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
-        checkpoint['random'], checkpoint['logger'] = generators(), trainer.logger.state_dict()
+        checkpoint['random'] = [generators()]*trainer.world_size
+        if trainer.world_size > 1: torch.distributed.all_gather_object(checkpoint['random'], generators())
+        checkpoint['logger'] = trainer.logger.state_dict() if trainer.is_global_zero else {}
 
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint): self.random = checkpoint.get('random')
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint): self.random = checkpoint['random'][trainer.global_rank % len(checkpoint['random'])]
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.random: restore(self.random)
         self.random = None
@@ -194,19 +203,22 @@ def restore(
     torch.set_rng_state(states['torch'])
     if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
 
-# %% ../nbs/35_callbacks.ipynb #63ca8ca6
+# %% ../nbs/35_callbacks.ipynb #1597baeb
 class Interrupt(Callback):
     "Turn the first interrupt into an orderly stop after the step"
     def __init__(self): self.before = None
 
     def on_train_start(self, trainer, pl_module):
-        pl_module.interrupted = False
+        pl_module.interrupted = pl_module.asked_to_stop = False
         if threading.current_thread() is not threading.main_thread(): return
 
-        def stop(number, frame):
-            pl_module.interrupted = trainer.should_stop = True
+        def ask(number, frame):
+            pl_module.asked_to_stop = True
             signal.signal(signal.SIGINT, self.before or signal.default_int_handler)
-        self.before = signal.signal(signal.SIGINT, stop)
+        self.before = signal.signal(signal.SIGINT, ask)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if pl_module.asked_to_stop if trainer.world_size == 1 else pl_module.shared[2]: pl_module.interrupted = trainer.should_stop = True
 
     def on_train_end(self, trainer, pl_module):
         if self.before is not None: signal.signal(signal.SIGINT, self.before)

@@ -22,7 +22,7 @@ from .checks import known
 from .entries import Entry, Figure, Image, Scalar, Scalars, Table, Text
 from .specs import Part
 
-# %% ../nbs/33_loggers.ipynb #68336053
+# %% ../nbs/33_loggers.ipynb #292ddbd6
 class Logger(Part, LightningLogger):
     "Keeps entries; subclasses say how"
     def __init__(self):
@@ -45,6 +45,15 @@ class Logger(Part, LightningLogger):
         "Keep one entry"
         raise NotImplementedError
 
+    def state_dict(self) -> dict: # Plain data, for a checkpoint
+        "How far it has written"
+        return {}
+
+    def load_state_dict(self,
+        state:dict # What a checkpoint holds
+    ) -> None:
+        "Forget what was written after that; called before `start`"
+
     def finalize(self,
         status:str # `'success'`, or how training ended otherwise
     ) -> None:
@@ -65,7 +74,7 @@ class Logger(Part, LightningLogger):
         for name, value in metrics.items():
             if name != 'epoch': self.log(name, Scalar(float(value)), self.counters())
 
-# %% ../nbs/33_loggers.ipynb #98eb3e10
+# %% ../nbs/33_loggers.ipynb #debdcb6e
 def _numbers(name, entry):
     "The numbers in an entry, by name"
     if isinstance(entry, Scalar): return {name: entry.value}
@@ -89,11 +98,12 @@ def _open_lines(path):
 
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
-    axes = ('steps', 'epochs', 'samples', 'seconds')
+    axes, bytes = ('steps', 'epochs', 'samples', 'seconds'), None
 
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
         path, self.flushed = self.folder/'metrics.csv', 0.
+        if self.bytes is not None and path.exists(): os.truncate(path, min(self.bytes, path.stat().st_size))
         self.file = _open_lines(path)
         self.rows = csv.writer(self.file)
         if not path.stat().st_size: self.rows.writerow(['name', 'value', *self.axes, *(c for c in self.counters() if c not in self.axes)])
@@ -117,6 +127,12 @@ class FileLogger(Logger):
         self.flush()
 
     def close(self): self.file.close()
+
+    def state_dict(self):
+        self.flush()
+        return {'bytes': os.fstat(self.file.fileno()).st_size}
+
+    def load_state_dict(self, state): self.bytes = state['bytes']
 
 # %% ../nbs/33_loggers.ipynb #43d7b380
 @patch
@@ -283,7 +299,7 @@ def close(self:WandbLogger):
     self.run.finish(exit_code=0 if self.status == 'success' else 1)
     self.run = None
 
-# %% ../nbs/33_loggers.ipynb #e5c89b9a
+# %% ../nbs/33_loggers.ipynb #881c4892
 class Loggers(Logger):
     "Tells several loggers the same"
     def __init__(self,
@@ -303,6 +319,10 @@ class Loggers(Logger):
 
     def finalize(self, status): self._each('finalize', status)
     def close(self): self._each('close')
+
+    def state_dict(self): return {logger.name: logger.state_dict() for logger in self.loggers}
+    def load_state_dict(self, state):
+        for logger in self.loggers: logger.load_state_dict(state[logger.name]) if logger.name in state else None
 
     def _each(self, method, *args):
         with ExitStack() as calls:

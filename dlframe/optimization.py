@@ -146,7 +146,7 @@ class Stopwatch:
         finally:
             if running: self.start()
 
-# %% ../nbs/34_optimization.ipynb #ef1f4170
+# %% ../nbs/34_optimization.ipynb #a2703ec9
 class Optimization(Part, pl.LightningModule):
     "Train a model on a split of a data set with optimizers of torch"
     def __init__(self,
@@ -175,7 +175,7 @@ class Optimization(Part, pl.LightningModule):
         self.weight_ramps = nn.ModuleList(w for w in self.weights.values() if isinstance(w, Ramp))
         for part in split.split('+'): known('split', part, data.splits)
         self.counters, self.watch, self.checked = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}, Stopwatch(), False
-        self.interrupted = False # did somebody ask to stop before the end?
+        self.interrupted = self.asked_to_stop = False # before the end, by somebody
         self._take_turns(dict(players or {}))
         self._rehearse_optimizers() # unknown names are errors here, not after the data are read
         for ramp in ramps(self): check_unit(ramp.over, self.counters, 'over')
@@ -299,7 +299,7 @@ def update(self:Optimization,
     optimizer.step()
     for schedule in self.plans[list(self.owners).index(turn)]: schedule.step()
 
-# %% ../nbs/34_optimization.ipynb #0627eb3e
+# %% ../nbs/34_optimization.ipynb #d565d58d
 @patch
 def rows(self:Optimization,
     batch:dict[str, Tensor] # This process's share
@@ -307,7 +307,8 @@ def rows(self:Optimization,
     "The number of rows a process's losses are divided by, so that the mean over processes is the mean over rows"
     n = batch_size(batch)
     if self.trainer.world_size == 1: return n
-    self.shared = self.trainer.strategy.reduce(torch.tensor([float(n), self.watch.seconds() if self.trainer.is_global_zero else 0.], device=self.device), reduce_op='sum').tolist()
+    mine = [n, self.watch.seconds() if self.trainer.is_global_zero else 0., self.asked_to_stop]
+    self.shared = self.trainer.strategy.reduce(torch.tensor(mine, dtype=torch.float64, device=self.device), reduce_op='sum').tolist()
     return self.shared[0]/self.trainer.world_size
 
 @patch

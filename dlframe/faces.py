@@ -52,7 +52,7 @@ def write_celeba(
     (folder/'list_attr_celeba.txt').write_text(f"{n}\n{' '.join(attribute_names)} \n" + _rows(names, attributes, 2))
     (folder/'list_landmarks_align_celeba.txt').write_text(f"{n}\n{' '.join(landmark_names)} \n" + _rows(names, landmarks, 3))
 
-# %% ../nbs/23_faces.ipynb #cf1b52f8
+# %% ../nbs/23_faces.ipynb #baf218cf
 _hair = {'Black_Hair': (25, 20, 20), 'Blond_Hair': (225, 190, 100), 'Brown_Hair': (110, 65, 35), 'Gray_Hair': (150, 150, 155)}
 _chances = {'Smiling': .5, 'Eyeglasses': .2, 'Male': .4, 'Wearing_Hat': .15, 'Wearing_Lipstick': .4}
 
@@ -67,8 +67,9 @@ def _ellipse(draw, xy, a, b, **options): draw.ellipse([xy[0] - a, xy[1] - b, xy[
 
 def _draw_mouth(draw, left, right, smiles, colour):
     t = np.linspace(0, 1, 15)[:, None]
-    bent = left + t*(right - left) + np.array([0, 11 if smiles else -4])*4*t*(1 - t)
-    draw.line([tuple(xy) for xy in bent], fill=colour, width=5, joint='curve')
+    bent = [tuple(xy) for xy in left + t*(right - left) + np.array([0, 13 if smiles else -6])*4*t*(1 - t)]
+    if smiles: draw.polygon(bent, fill=(250, 250, 250))
+    draw.line(bent, fill=colour, width=5, joint='curve')
 
 # %% ../nbs/23_faces.ipynb #fd10e247
 def _draw_face(rng):

@@ -76,7 +76,7 @@ class _Both:
     def __len__(self): return len(self.first) + len(self.second)
     def __getitem__(self, i): return self.first.read(i) if i < len(self.first) else self.second.read(i - len(self.first))
 
-# %% ../nbs/21_data.ipynb #123a511c
+# %% ../nbs/21_data.ipynb #f8d25415
 class Items(Dataset):
     "A split too large for memory: a row is read when it is asked for"
     def __init__(self,
@@ -84,11 +84,14 @@ class Items(Dataset):
         n:int|None=None # Number of rows, for a function
     ):
         if n is None and not hasattr(source, '__getitem__'): raise TypeError(f"`source` must be a map-style data set, or a function with `n`, got {source!r}")
-        self.read, self.n = (source.__getitem__, len(source)) if n is None else (source, whole('n', n))
+        self.source, self.read, self.n = source, *((source.__getitem__, len(source)) if n is None else (source, whole('n', n)))
         if not self.n: raise ValueError(f"`source` must have at least one row, got {source!r}")
 
     def __len__(self): return self.n
-    def __getitem__(self, i): return {k: v[0] for k, v in self.take(torch.tensor([range(self.n)[i]])).items()}
+    def __getitem__(self, i):
+        if isinstance(i, slice): return self.take(torch.arange(self.n)[i])
+        return {k: v[0] for k, v in self.take(torch.tensor([range(self.n)[i]])).items()}
+
     def __add__(self, other): return Items(_Both(self, other if isinstance(other, Items) else Items(other)))
 
     def take(self,

@@ -185,18 +185,21 @@ def decoder(
     in_shape, out_shape = (whole('z_dim', z_dim),), wholes('out_shape', out_shape)
     return _conditional('decoder', {'mlp': MLP, 'deconv': Deconv}, name, in_shape, out_shape, widths, head, activation, options, out_shape[1:])
 
-# %% ../nbs/05_architectures.ipynb #93b21ee5
+# %% ../nbs/05_architectures.ipynb #b2e6acbe
 def predictor(
     name:str, # `'mlp'` or `'conv'`
     in_shape:Sequence[int], # Shape of the input: latents, or data
     classes:int|None=None, # Number of classes; gives a categorical head
     dim:int|None=None, # Number of real targets; gives a normal head
+    attributes:int|None=None, # Number of yes-or-no targets; gives a Bernoulli head
     widths:Sequence[int]=(64,), # Widths (or channels) of the layers
     activation:str='ReLU', # Its name in `torch.nn`
     **options # What else the head takes
 ) -> Conditional: # p(y|·)
-    "A network from latents or data to a label, or to `dim` real targets"
-    if (classes is None) == (dim is None): raise ValueError(f"`classes` or `dim` must be given, not both, got classes={classes!r}, dim={dim!r}")
-    head, event_shape = ('categorical', ()) if dim is None else ('normal', (whole('dim', dim),))
-    if classes is not None: options['classes'] = classes
+    "A network from latents or data to a label, to real targets, or to attributes"
+    given = {k: v for k, v in {'classes': classes, 'dim': dim, 'attributes': attributes}.items() if v is not None}
+    if len(given) != 1: raise ValueError(f"one of `classes`, `dim` and `attributes` must be given, got {given or 'none'}")
+    (kind, n), = given.items()
+    head, event_shape = ('categorical', ()) if kind == 'classes' else ('normal' if kind == 'dim' else 'bernoulli', (whole(kind, n),))
+    if kind == 'classes': options['classes'] = n
     return _conditional('predictor', {'mlp': MLP, 'conv': Conv}, name, in_shape, event_shape, widths, head, activation, options)

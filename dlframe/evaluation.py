@@ -23,7 +23,7 @@ from .entries import Entry, Scalar, Scalars, grid
 from .models import Reconstructs, Samples, Weighs, require
 from .specs import Part
 
-# %% ../nbs/32_evaluation.ipynb #9fe81947
+# %% ../nbs/32_evaluation.ipynb #5c9689ef
 class Evaluator(Part):
     "Measures or pictures a model; subclasses say what, and under which `quantity` it is logged"
     quantity, needs = '', ()
@@ -47,6 +47,14 @@ class Evaluator(Part):
         "Raise `TypeError` if the model lacks an ability in `needs`, `UnknownName` if the data lack `split`; called before training"
         for ability in self.needs: require(optimization.model, ability, self.label)
         for part in filter(None, self.split.split('+')): known('split', part, optimization.data.splits)
+
+    def suits(self,
+        optimization # Has `model`, `data`
+    ) -> bool: # Can it look at this model and these data?
+        "Whether `check` has nothing to say"
+        try: self.check(optimization)
+        except (TypeError, ValueError, KeyError): return False
+        return True
 
     @abstractmethod
     def evaluate(self,
@@ -128,13 +136,14 @@ def read(self:Evaluator,
     "The rows of this look"
     return batches(optimization, self.split, size=size or self.batch_size, rows=self.rows(optimization))
 
-# %% ../nbs/32_evaluation.ipynb #1bb3dde9
+# %% ../nbs/32_evaluation.ipynb #5b23fe14
 class Terms(Evaluator):
     "The mean of the loss and of each of its terms, nats per sample"
     def evaluate(self, optimization):
+        objective = getattr(optimization, 'objective', optimization.model) # with the weights that are trained with, if any
         totals, counts = Counter(), Counter()
         for batch in self.read(optimization):
-            for k, v in optimization.model(batch).items(): totals[k], counts[k] = totals[k] + v.double().sum(), counts[k] + len(v)
+            for k, v in objective(batch).items(): totals[k], counts[k] = totals[k] + v.double().sum(), counts[k] + len(v)
         return Scalars({k: (v/counts[k]).item() for k, v in totals.items()})
 
 # %% ../nbs/32_evaluation.ipynb #40db9934

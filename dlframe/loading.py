@@ -6,10 +6,11 @@
 __all__ = ['weight_files', 'load_weights', 'Loaded', 'find_weights', 'load', 'find_folder', 'download', 'curves', 'run_folders',
            'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #ae0e2099
+# %% ../nbs/40_loading.ipynb #611495fa
 import json, math, os, pickle, re, shutil, tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -20,12 +21,14 @@ from fastcore.basics import patch
 from torch import nn
 
 from .checks import known
+from .data import Data
 from .devices import find_device
-from .entries import Figure
+from .entries import Entry, Figure
+from .evaluation import Evaluator
 from .loggers import read_metrics
 from .specs import build, read, write
 
-# %% ../nbs/40_loading.ipynb #80d02ed5
+# %% ../nbs/40_loading.ipynb #ccbd0f20
 def load_weights(
     model:nn.Module, # Gets the weights
     file:Path # `model.safetensors`, or a checkpoint
@@ -34,15 +37,26 @@ def load_weights(
     if file.suffix == '.safetensors': safetensors.torch.load_model(model, file)
     else:
         saved = torch.load(file, map_location='cpu', weights_only=True)['state_dict']
-        model.load_state_dict({k.removeprefix('model.'): v for k, v in saved.items()})
+        model.load_state_dict({k.removeprefix('model.'): v for k, v in saved.items() if k.startswith('model.')})
 
-# %% ../nbs/40_loading.ipynb #4db7d4b0
+# %% ../nbs/40_loading.ipynb #7ce0bcb8
 class Loaded(NamedTuple):
     "What a run left"
     model:nn.Module # With its trained weights, or those of the last checkpoint if it was cut short; in evaluation mode
     manifest:dict # What was run
     metrics:pd.DataFrame # What was logged: one row for each step at which something was, one column for each name
     folder:Path # Where it was read from
+    data:Data|None=None # The data set, not yet opened; `None` if its class is not at hand
+
+    def look(self,
+        evaluator:Evaluator # For example `Reconstructions('test')`
+    ) -> Entry|dict[str, Entry]: # What it found
+        "Look at the model with an evaluator, on the device it is on"
+        steps = int(self.metrics.index[-1]) if len(self.metrics) else 0
+        seen = SimpleNamespace(model=self.model, data=self.data, device=next(self.model.parameters()).device, counters={'steps': steps})
+        if self.data is None: raise ValueError(f"`data` must be at hand for a look, got None: give load the packages of {self.manifest['data']['cls']}")
+        evaluator.check(seen)
+        return evaluator(seen)
 
     def plot(self,
         x:str='epochs' # Any counter: `'steps'`, `'epochs'`, `'samples'`, `'seconds'`
@@ -58,7 +72,7 @@ def find_weights(
     "The file with the weights of a run"
     return next((folder/name for name in weight_files if (folder/name).exists()), None)
 
-# %% ../nbs/40_loading.ipynb #7f7f33c0
+# %% ../nbs/40_loading.ipynb #19099c11
 def load(
     run:str|Path, # A run's folder, one made by `export_hub`, or a run of W&B, `'entity/project/run_id'`
     device:str|torch.device='cpu', # Where the model goes
@@ -75,7 +89,9 @@ def load(
     try: load_weights(model, weights)
     except (safetensors.SafetensorError, RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as e:
         raise ValueError(f"{weights} must hold the weights of the model in manifest.json: {e}") from e
-    return Loaded(model.eval().to(device), manifest, read_metrics(folder), folder)
+    try: data = build({'data': manifest['data']}, packages)['data']
+    except (TypeError, ValueError, KeyError): data = None # the weights are of use without
+    return Loaded(model.eval().to(device), manifest, read_metrics(folder), folder, data)
 
 # %% ../nbs/40_loading.ipynb #711dbce5
 def find_folder(

@@ -27,6 +27,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dlframe.architectures._sizes': ('architectures.html#_sizes', 'dlframe/architectures.py'),
                                        'dlframe.architectures.activation': ('architectures.html#activation', 'dlframe/architectures.py'),
                                        'dlframe.architectures.decoder': ('architectures.html#decoder', 'dlframe/architectures.py'),
+                                       'dlframe.architectures.discriminator': ( 'architectures.html#discriminator',
+                                                                                'dlframe/architectures.py'),
                                        'dlframe.architectures.encoder': ('architectures.html#encoder', 'dlframe/architectures.py'),
                                        'dlframe.architectures.predictor': ('architectures.html#predictor', 'dlframe/architectures.py')},
             'dlframe.callbacks': { 'dlframe.callbacks.Checkpoint': ('callbacks.html#checkpoint', 'dlframe/callbacks.py'),

@@ -632,6 +632,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'dlframe/predictions.py'),
                                      'dlframe.predictions.average': ('predictions.html#average', 'dlframe/predictions.py'),
                                      'dlframe.predictions.base': ('predictions.html#base', 'dlframe/predictions.py'),
+                                     'dlframe.predictions.check_target': ('predictions.html#check_target', 'dlframe/predictions.py'),
                                      'dlframe.predictions.confidence': ('predictions.html#confidence', 'dlframe/predictions.py'),
                                      'dlframe.predictions.confusion': ('predictions.html#confusion', 'dlframe/predictions.py'),
                                      'dlframe.predictions.diagram': ('predictions.html#diagram', 'dlframe/predictions.py'),

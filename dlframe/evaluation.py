@@ -64,7 +64,7 @@ class Evaluator(Part):
 
     def __call__(self, optimization): return observe(optimization, self.evaluate, self.seed(optimization))
 
-# %% ../nbs/32_evaluation.ipynb #9538be4d
+# %% ../nbs/32_evaluation.ipynb #63b42b37
 @contextmanager
 def fixed_randomness(
     device:torch.device, # Where random numbers are drawn, besides the CPU
@@ -75,6 +75,7 @@ def fixed_randomness(
         torch.manual_seed(seed)
         yield
 
+# %% ../nbs/32_evaluation.ipynb #2122c21a
 def observe(
     optimization, # Has `model`, `device`
     look, # Called with `optimization`
@@ -87,7 +88,7 @@ def observe(
         with torch.inference_mode(), fixed_randomness(torch.device(optimization.device), seed), validation(False): return look(optimization)
     finally: model.train(training)
 
-# %% ../nbs/32_evaluation.ipynb #9c8517dd
+# %% ../nbs/32_evaluation.ipynb #da1766c4
 @patch
 def seed(self:Evaluator,
     optimization # Has `counters`, unless the look is fixed
@@ -95,6 +96,7 @@ def seed(self:Evaluator,
     "What rows and noise of this look are made from"
     return 0 if self.fixed else 1 + optimization.counters['steps']
 
+# %% ../nbs/32_evaluation.ipynb #08b6952a
 @patch
 def rows(self:Evaluator,
     optimization # Has `data`
@@ -105,7 +107,7 @@ def rows(self:Evaluator,
     if self.fixed or n == total: return torch.arange(n)
     return torch.randperm(total, generator=torch.Generator().manual_seed(self.seed(optimization)))[:n].sort().values
 
-# %% ../nbs/32_evaluation.ipynb #b0677538
+# %% ../nbs/32_evaluation.ipynb #0057d06d
 def batches(
     optimization, # Has `data`, `device`
     split:str, # Which rows
@@ -120,6 +122,7 @@ def batches(
         batch = {k: v.to(optimization.device) for k, v in data.take(some).items()}
         yield as_model(optimization.model, optimization.data.prepare(batch))
 
+# %% ../nbs/32_evaluation.ipynb #eb864879
 def as_model(
     model:torch.nn.Module, # Its parameters say which number format
     batch:dict[str, Tensor] # Prepared, so in float32
@@ -128,6 +131,7 @@ def as_model(
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return batch if dtype is torch.float32 else {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
 
+# %% ../nbs/32_evaluation.ipynb #5f75a5c7
 @patch
 def read(self:Evaluator,
     optimization, # Has `data`, `device`
@@ -146,7 +150,7 @@ class Terms(Evaluator):
             for k, v in objective(batch).items(): totals[k], counts[k] = totals[k] + v.double().sum(), counts[k] + len(v)
         return Scalars({k: (v/counts[k]).item() for k, v in totals.items()})
 
-# %% ../nbs/32_evaluation.ipynb #40db9934
+# %% ../nbs/32_evaluation.ipynb #268f4b6c
 class ELBO(Evaluator):
     "The evidence lower bound, nats per sample: the mean logarithm of the importance weights, whatever was trained"
     quantity, needs = 'elbo', (Weighs,)
@@ -168,13 +172,14 @@ class ELBO(Evaluator):
         bounds = [self.reduce(optimization.model.log_weights(b['x'], self.n_samples)) for b in self.read(optimization, size)]
         return Scalar(torch.cat(bounds).double().mean().item())
 
+# %% ../nbs/32_evaluation.ipynb #094d8c48
 class LogLikelihood(ELBO):
     "The importance-weighted bound on $\\log p(x)$ (Burda et al., 2016, eq. 8), tighter with more samples"
     quantity = 'log_likelihood'
 
     def reduce(self, log_weights): return log_mean_exp(log_weights)
 
-# %% ../nbs/32_evaluation.ipynb #58eac160
+# %% ../nbs/32_evaluation.ipynb #29ac2b3e
 def as_images(
     x:Tensor, # Data
     split:str # Where they come from, for the message
@@ -183,6 +188,7 @@ def as_images(
     if x.ndim == 4 and x.shape[1] in (1, 3): return x
     raise ValueError(f"`{split}` must hold images [n, 1 or 3, H, W] to be shown, got {tuple(x.shape)}")
 
+# %% ../nbs/32_evaluation.ipynb #11cd0f7a
 def require_sampling(
     model:torch.nn.Module, # The model
     method:str, # Its method

@@ -21,7 +21,7 @@ from .entries import Figure, Scalar, Scalars, grid
 from .evaluation import Evaluator, as_images
 from .models import Decodes, Encodes
 
-# %% ../nbs/36_latents.ipynb #c961cd75
+# %% ../nbs/36_latents.ipynb #18db7da5
 def posteriors(
     evaluator:Evaluator, # Says which rows
     optimization # Has `model`, `data`, `device`
@@ -29,6 +29,7 @@ def posteriors(
     "The posteriors of the rows of this look"
     for batch in evaluator.read(optimization): yield optimization.model.encode(batch['x']), batch
 
+# %% ../nbs/36_latents.ipynb #717d75d2
 def posterior_means(
     evaluator:Evaluator, # Says which rows
     optimization # Has `model`, `data`, `device`
@@ -109,7 +110,7 @@ class Interpolation(Evaluator):
         ends = as_images(x[:2*pairs], self.split).unflatten(0, (pairs, 2))
         return grid(torch.cat([ends[:, :1], y, ends[:, 1:]], 1).flatten(0, 1), columns=self.columns + 2)
 
-# %% ../nbs/36_latents.ipynb #7c67665d
+# %% ../nbs/36_latents.ipynb #e22ef5d4
 class LatentMap(Evaluator):
     "Posterior means in the plane, coloured by label"
     quantity, needs = 'latents', (Encodes,)
@@ -138,6 +139,7 @@ class LatentMap(Evaluator):
         plt.close(fig)
         return Figure(fig)
 
+# %% ../nbs/36_latents.ipynb #d75fcb70
 def plane(
     z:Tensor # Points, `[n, dims]`
 ) -> tuple[Tensor, list[str]]: # `[n, 2]`, and names for the axes
@@ -148,7 +150,7 @@ def plane(
     share = s.pow(2)/s.pow(2).sum()
     return (z - z.mean(0)) @ directions[:2].T, [f'component {i + 1} ({share[i]:.0%} of the variance)' for i in range(2)]
 
-# %% ../nbs/36_latents.ipynb #01c152c4
+# %% ../nbs/36_latents.ipynb #871d4ba6
 class ActiveUnits(Evaluator):
     "The number of latents whose posterior means vary over the data, and all these variances"
     quantity, needs = 'active_units', (Encodes,)
@@ -170,6 +172,7 @@ class ActiveUnits(Evaluator):
         fig.axes[0].set_yscale('log')
         return {'number': Scalar((variances > self.threshold).sum().item()), 'variances': Figure(fig)}
 
+# %% ../nbs/36_latents.ipynb #17556421
 def bars(
     values:Tensor, # One for each latent, `[latents]`
     name:str # Of the values
@@ -183,7 +186,7 @@ def bars(
     plt.close(fig)
     return fig
 
-# %% ../nbs/36_latents.ipynb #2d21c39e
+# %% ../nbs/36_latents.ipynb #26bb72ea
 def prior_of(
     model:nn.Module, # The model
     who:str # What needs it, for the message
@@ -192,6 +195,7 @@ def prior_of(
     if isinstance(prior := getattr(model, 'prior', None), nn.Module): return prior()
     raise TypeError(f"`model` must have a module `prior` for {who}, got a {type(model).__name__} without")
 
+# %% ../nbs/36_latents.ipynb #bff4c787
 class RateDistortion(Evaluator):
     "Where the model is on the plane of rate and distortion, nats per sample"
     quantity, needs = 'plane', (Encodes, Decodes)
@@ -239,7 +243,7 @@ def rate_distortion(
     plt.close(fig)
     return Figure(fig)
 
-# %% ../nbs/36_latents.ipynb #9e79f6c2
+# %% ../nbs/36_latents.ipynb #f9aa7fc6
 def kl_per_latent(
     q:Distribution, # A diagonal normal, `[batch]`
     p:Distribution # A diagonal normal
@@ -250,6 +254,7 @@ def kl_per_latent(
     alone = [type(d)(d.loc, d.log_scale, event_dims=0) for d in (q, p)]
     return kl(*alone).flatten(len(q.batch_shape))
 
+# %% ../nbs/36_latents.ipynb #acbb07bf
 class KLPerLatent(Evaluator):
     "The mean rate of each latent, nats per sample"
     quantity, needs = 'kl_per_latent', (Encodes,)

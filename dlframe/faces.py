@@ -119,7 +119,7 @@ def _fault(name, table, pictures):
     wrong = ~torch.isin(table.data, torch.tensor(_values[name])).all(1) if name in _values else torch.zeros(1)
     if wrong.any(): return f'values other than {_values[name]} for {table.index[int(wrong.nonzero()[0])]}'
 
-# %% ../nbs/23_faces.ipynb #0b8093a5
+# %% ../nbs/23_faces.ipynb #5beb5126
 class Lists(NamedTuple):
     "What the lists say of all pictures"
     names:list[str] # File names
@@ -142,11 +142,14 @@ def read_lists(
             if fault: raise ValueError(f"{folder/filename} is damaged: it has {fault}. Put a good copy in its place and run again")
             return table
     for name in ('img_align_celeba', *_columns):
-        if not (folder/name).exists(): raise FileNotFoundError(f"{folder/name} is missing: CelebA needs five lists, and a folder img_align_celeba of (unpacked) pictures. Put it there, or remove {folder} to have all of it downloaded")
+        if not (folder/name).exists():
+            raise FileNotFoundError(f"{folder/name} is missing: CelebA needs five lists, and a folder img_align_celeba of (unpacked) pictures. "
+                                    f"Put it there, or remove {folder} to have all of it downloaded")
     everything = Other(root, split='all')
     lists = Lists(everything.filename, found['list_eval_partition.txt'].data[:, 0], everything.attr, everything.landmarks_align)
     if missing := sorted(set(lists.names) - set(os.listdir(folder/'img_align_celeba'))):
-        raise FileNotFoundError(f"{folder/'img_align_celeba'/missing[0]} is missing, and {len(missing) - 1:,} more that the lists name. Put the pictures there, or take their rows out of every list")
+        raise FileNotFoundError(f"{folder/'img_align_celeba'/missing[0]} is missing, and {len(missing) - 1:,} more that the lists name. "
+                                f"Put the pictures there, or take their rows out of every list")
     return lists
 
 # %% ../nbs/23_faces.ipynb #5f7a76b3
@@ -228,7 +231,7 @@ class CelebA(Data):
         if not self.flip or name != 'train': return split
         return Items(_Mirrored(split if self.in_memory else split.source, landmarks))
 
-# %% ../nbs/23_faces.ipynb #b272718f
+# %% ../nbs/23_faces.ipynb #a241fec1
 def _folder(self): return Path(self.root or find_device().data_root)
 
 def _lists(self) -> Lists: # Of all splits, read once
@@ -237,7 +240,8 @@ def _lists(self) -> Lists: # Of all splits, read once
     if '_lists' not in self.__dict__:
         if not (folder/'celeba').exists():
             from torchvision.datasets import CelebA as Original
-            if not find_device().download: raise FileNotFoundError(f"`dataset` CelebA must be in {folder} and may not be downloaded on this machine: set DATA_ROOT to the folder that holds it")
+            if not find_device().download:
+                raise FileNotFoundError(f"`dataset` CelebA must be in {folder} and may not be downloaded on this machine: set DATA_ROOT to the folder that holds it")
             fetch(lambda new: Original(new, download=True), 'CelebA', folder)
         self._lists = read_lists(folder)
     return self._lists

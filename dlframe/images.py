@@ -78,7 +78,7 @@ torchvision_sets = {
     'OxfordIIITPet': _asks(train='trainval', test='test'),
     **dict.fromkeys(('Caltech101', 'Caltech256', 'EuroSAT', 'FakeData', 'ImageFolder', 'SEMEION', 'SUN397'), {})}
 
-# %% ../nbs/22_images.ipynb #0342e09f
+# %% ../nbs/22_images.ipynb #efc0cab5
 def _one_by_one(source, pixels):
     from torchvision.transforms.functional import center_crop, resize
     images, labels, mode = [], [], None
@@ -89,7 +89,7 @@ def _one_by_one(source, pixels):
         if images and array.shape != images[0].shape:
             raise ValueError(f"`pixels` must be given for images that differ in size, got {tuple(images[0].shape)} and {tuple(array.shape)}")
         images.append(array), labels.append(label)
-    return torch.stack(images), torch.as_tensor(np.array(labels))
+    return torch.stack(images), torch.tensor([int(label) for label in labels])
 
 def _tensors(
     source, # A data set of torchvision
@@ -98,7 +98,7 @@ def _tensors(
     "Everything in `source`, in memory"
     x, y = getattr(source, 'data', None), getattr(source, 'targets', getattr(source, 'labels', None))
     whole_array = pixels is None and str(getattr(x, 'dtype', '')).endswith('uint8') and np.ndim(y) == 1
-    x, y = (torch.as_tensor(x), torch.as_tensor(np.array(y))) if whole_array else _one_by_one(source, pixels)
+    x, y = (torch.as_tensor(x), torch.as_tensor(y)) if whole_array else _one_by_one(source, pixels)
     if len(x) != len(y): raise ValueError(f"{type(source).__name__} in {getattr(source, 'root', None)} is damaged: it has {len(x):,} images and {len(y):,} labels")
     if x.ndim == 3: x = x[:, None]
     elif x.shape[-1] in (1, 3): x = x.permute(0, 3, 1, 2).contiguous()

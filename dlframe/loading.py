@@ -242,7 +242,7 @@ def export_hub(
         os.replace(new, folder)
     return folder
 
-# %% ../nbs/40_loading.ipynb #dcfefc70
+# %% ../nbs/40_loading.ipynb #ca7fcade
 def card(
     left:Loaded, # A run
     name:str, # What to call the model
@@ -250,7 +250,7 @@ def card(
 ) -> str: # Markdown with a header
     "The model card of a run"
     model, data = type(left.model).__name__, left.manifest.get('data', {})
-    data = str(data.get('name') or data.get('cls', 'unknown').split('.')[-1])
+    data = str(left.manifest.get('parameters', {}).get('dataset') or data.get('name') or data.get('cls', 'unknown').split('.')[-1])
     last = left.metrics.ffill().iloc[-1] if len(left.metrics) else {}
     ends = {n: float(v) for n, v in dict(last).items() if '/' in n and not n.startswith(('seconds/', 'train/')) and math.isfinite(v)}
     results = [{'task': {'type': 'other', 'name': 'latent-variable model'}, 'dataset': {'name': data, 'type': data}, 'metrics': [{'type': n, 'name': n, 'value': v} for n, v in ends.items()]}]

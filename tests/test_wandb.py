@@ -1,0 +1,139 @@
+"The real client of W&B against a server on loopback: what is logged arrives, what arrived is loaded, and without a server nothing stops"
+import json, os, subprocess, sys
+from pathlib import Path
+
+from wandb_stub import ENTITY, KEY, server
+
+LEAVE = '''
+import json, os, sys, torch, safetensors.torch
+from pathlib import Path
+import matplotlib.pyplot as plt, pandas as pd
+from dlframe.architectures import decoder, encoder
+from dlframe.entries import Figure, Image, Scalar, Scalars, Table, Text
+from dlframe.loggers import logger
+from dlframe.priors import prior
+from dlframe.specs import spec, write
+from dlframe.vae import VAE
+
+def leave(folder, seed, steps):
+    folder = Path(folder)
+    (folder/'checkpoints').mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = VAE(encoder('mlp', (1, 4, 4), z_dim=2, widths=[8]), decoder('mlp', 2, (1, 4, 4), widths=[8]), prior('standard_normal', 2))
+    manifest = {**spec({'model': model}), 'parameters': {'seed': seed}}
+    write(manifest, folder/'manifest.json')
+    here = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}
+    loggers = logger('wandb')
+    loggers.counters = lambda: here
+    loggers.start(folder, manifest, 'test')
+    for step in steps:
+        here.update(steps=step, epochs=step/100, samples=128*step, seconds=step/10)
+        loggers.log('valid', Scalars({'loss': 10 - step + seed, 'rate': 1/3}), here)
+        loggers.log('valid/elbo', Scalar(-1.5), here)
+    figure, ax = plt.subplots(figsize=(1, 1))
+    others = {'samples': Image(torch.full((1, 4, 4), 7, dtype=torch.uint8)), 'plot': Figure(figure), 'table': Table(pd.DataFrame({'a': [1, 2]})), 'note': Text('a < b')}
+    for name, entry in others.items(): loggers.log(name, entry, here)
+    loggers.finalize('success')
+    safetensors.torch.save_model(model, str(folder/'checkpoints/model.safetensors'))
+    torch.save({'state_dict': {}}, folder/'checkpoints/last.ckpt')
+    loggers.close()
+
+for folder, seed, steps, more in json.loads(sys.argv[1]): # each in a process of its own; torch is imported once
+    if child := os.fork():
+        if os.waitpid(child, 0)[1]: sys.exit(1)
+        continue
+    os.environ.update(more)
+    leave(folder, seed, steps)
+    break
+'''
+
+def environment(home, url, **more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith('WANDB') and k.lower() not in ('http_proxy', 'https_proxy', 'all_proxy')}
+    return {**kept, 'HOME': str(home), 'WANDB_BASE_URL': url, 'WANDB_API_KEY': KEY, 'RUNS_ROOT': str(home/'runs'), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg',
+            'PYTHONPATH': str(Path(__file__).parent.parent), **more}
+
+def python(code, *words, home, url, limit=150, **more):
+    "Run code in a process of its own; what it printed, and what it complained of"
+    r = subprocess.run([sys.executable, '-c', code, *map(str, words)], env=environment(home, url, **more), cwd=home, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=limit)
+    assert not r.returncode, r.stderr
+    assert KEY not in r.stdout + r.stderr
+    return r.stdout, r.stderr
+
+FILES = ['manifest.json', 'metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt']
+COUNTERS = {'steps', 'epochs', 'samples', 'seconds'}
+
+def arrived(run, folder, steps):
+    "What the server has of a run is what its folder has"
+    numbers = [row for row in run['history'] if 'valid/loss' in row]
+    assert [row['steps'] for row in numbers] == steps and all(COUNTERS <= row.keys() for row in run['history'])
+    assert [row['valid/loss'] for row in numbers] == [10 - s for s in steps]
+    assert (run['summary']['valid/loss'], run['summary']['valid/elbo'], run['summary']['steps']) == (10 - steps[-1], -1.5, steps[-1])
+    assert run['exitcode'] == 0 and run['config']['seed']['value'] == 0
+    metrics = run['config']['_wandb']['value']['m'] # '1' a name, '2' a pattern, '5' its axis: the place of another, counted from 1
+    assert [metrics[m['5'] - 1]['1'] for m in metrics if m.get('2') == '*'] == ['steps']
+    assert [run['files'][f] == (folder/f).read_bytes() for f in FILES] == [True]*4
+    last = {k: v for row in run['history'] for k, v in row.items()}
+    for name in 'logged/samples', 'plot', 'table', 'note': assert last[name]['path'] in run['files'], name
+    assert b'<pre>a &lt; b</pre>' in run['files'][last['note']['path']]
+    assert not [p for p in folder.rglob('*') if p.is_file() and KEY.encode() in p.read_bytes()]
+
+def leave(*jobs, home, **options):
+    "Runs in folders of `home`, one after the other: name, seed, steps, environment"
+    return python(LEAVE, json.dumps([(str(home/'runs'/name), seed, steps, more) for name, seed, steps, more in jobs]), home=home, **options)
+
+def leave_three(home, s):
+    "A run that is stopped and resumed, and two runs of an agent"
+    agent = {'WANDB_SWEEP_ID': 'sweep1', 'WANDB_PROJECT': 'test', 'WANDB_ENTITY': ENTITY}
+    leave(('a', 0, [0, 1], {}), ('a', 0, [2, 3], {}), *((f's{i}', i, [0, 5], {**agent, 'WANDB_RUN_ID': f'sweep1r{i}'}) for i in (1, 2)), home=home, url=s.url)
+    name = (home/'runs/a/wandb_id').read_text()
+    assert [*s.stub.runs] == [('test', name), ('test', 'sweep1r1'), ('test', 'sweep1r2')]
+    assert [r['sweep'] for r in s.stub.runs.values()] == [None, 'sweep1', 'sweep1']
+    arrived(s.stub.runs['test', name], home/'runs/a', [0, 1, 2, 3])
+    assert {*s.stub.unknown} <= {'ArtifactType', 'CreateArtifact'} # tables are files as well, which is enough
+    return name
+
+READ = """
+import sys
+from dlframe.loading import best, load
+for words in sys.argv[1:]:
+    if words == 'nothing':
+        import wandb
+        wandb.Api = None
+        continue
+    try: found = eval(words)
+    except (OSError, KeyError) as e: print(f'{type(e).__name__}: {e}')
+    else: print(found.folder, found.metrics['valid/loss'].iloc[-1])
+"""
+
+def test_what_is_logged_arrives_and_is_loaded(tmp_path):
+    home, elsewhere = tmp_path/'home', tmp_path/'elsewhere'
+    home.mkdir(), elsewhere.mkdir()
+    with server() as s:
+        name = leave_three(home, s)
+        s.stub.runs['test', 'sweep1r3'] = {**s.stub.run('test', 'sweep1r2'), 'name': 'sweep1r3', 'files': {}, 'summary': {'valid/loss': -100}} # nothing of it is left
+        sweep = f"'{ENTITY}/test/sweeps/sweep1'"
+        asked = [f"load('{ENTITY}/test/{name}')", f'best({sweep})', f"best({sweep}, goal='maximize', by='best')", f"best({sweep}, 'valid/los')", f"load('{ENTITY}/test/nobody')", f"best('{ENTITY}/test/sweeps/none')", 'nothing', f"load('{ENTITY}/test/{name}')"]
+        said = python(READ, *asked, home=elsewhere, url=s.url)[0].splitlines()
+    kept = elsewhere/'runs/wandb'/ENTITY/'test'
+    left_out = '1 of 3 runs left out: without valid/loss, or without a checkpoint'
+    assert said[:5] == [f'{kept/name} 7.0', left_out, f'{kept}/sweep1r1 6.0', left_out, f'{kept}/sweep1r2 7.0'] # 12 at its best, 7 at its end
+    assert "did you mean 'valid/loss'?" in said[5]
+    assert said[6].startswith(f"FileNotFoundError: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:") and said[7].startswith('FileNotFoundError')
+    for run, folder in (name, 'a'), ('sweep1r1', 's1'), ('sweep1r2', 's2'):
+        assert {str(p.relative_to(kept/run)) for p in (kept/run).rglob('*') if p.is_file()} == set(FILES[:3])
+        for f in FILES[:3]: assert (kept/run/f).read_bytes() == (home/'runs'/folder/f).read_bytes()
+    assert [p.name for p in kept.iterdir() if p.name[0] == '.'] == []
+    assert said[8:] == said[:1] # kept: W&B is not asked again
+
+def test_without_a_server_it_goes_on_offline(tmp_path):
+    said, _ = leave(('a', 0, [0, 1], {}), home=tmp_path, url='http://127.0.0.1:9')
+    assert said == f"W&B: http://127.0.0.1:9 does not answer. Logging offline; send it later with `wandb sync {tmp_path/'runs/a'}/wandb/offline-run-*`\n"
+    assert len(list(tmp_path.glob('runs/a/wandb/offline-run-*/*.wandb'))) == 1
+    assert (tmp_path/'runs/a/metrics.csv').read_text().count('valid/loss') == 2
+
+def test_a_key_that_is_refused_is_not_shown(tmp_path):
+    with server() as s:
+        s.stub.refuses = True
+        said, complaints = leave(('a', 0, [0, 1], {}), home=tmp_path, url=s.url)
+    assert said.startswith('W&B: ') and said.count('Logging offline') == 1
+    assert not [p for p in tmp_path.rglob('*') if p.is_file() and KEY.encode() in p.read_bytes()]

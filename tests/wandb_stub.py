@@ -1,0 +1,153 @@
+"A server of W&B on loopback, as much of one as the client needs to log, resume and read back runs; it keeps what it is told in memory"
+import gzip, json, re, sys, threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote, urlsplit
+
+ENTITY, KEY = 'somebody', '0123456789abcdef'*2 + '01234567'
+
+class Stub:
+    "What the server knows"
+    def __init__(self): self.runs, self.asked, self.unknown, self.refuses, self.lock = {}, [], [], False, threading.RLock()
+
+    def run(self, project, name):
+        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'exitcode': None})
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *args): pass
+
+    def answer(self, body=b'{}', status=200):
+        if not isinstance(body, bytes): body = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        if self.command != 'HEAD': self.wfile.write(body)
+
+    def body(self):
+        data = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        return gzip.decompress(data) if self.headers.get('Content-Encoding') == 'gzip' else data
+
+    def do_GET(self):
+        kept = self.file()
+        self.answer(b'', 200 if urlsplit(self.path).path == '/' else 404) if kept is None else self.answer(kept)
+
+    def do_PUT(self):
+        project, name, file = self.place()
+        data = self.body()
+        with self.server.stub.lock: self.server.stub.run(project, name)['files'][file] = data
+        self.answer()
+
+    def place(self): return re.fullmatch(r'/kept/([^/]+)/([^/]+)/(.+)', unquote(urlsplit(self.path).path)).groups()
+    def file(self):
+        if not self.path.startswith('/kept/'): return None
+        project, name, file = self.place()
+        return self.server.stub.run(project, name)['files'].get(file)
+
+    def do_POST(self):
+        stub, path, data = self.server.stub, urlsplit(self.path).path, self.body()
+        with stub.lock:
+            if stub.refuses: self.answer({'errors': [{'message': 'this key is not known'}]}, 401)
+            elif path == '/graphql': self.graphql(stub, json.loads(data))
+            elif path.endswith('/file_stream'): self.stream(stub, path, json.loads(data))
+            else: self.answer()
+
+    def graphql(self, stub, request):
+        name, variables = request.get('operationName') or re.search(r'(?:query|mutation)\s+(\w+)', request['query'])[1], request.get('variables') or {}
+        stub.asked.append(name)
+        if name in resolvers: self.answer({'data': resolvers[name](stub, variables, self.server.url)})
+        else:
+            stub.unknown.append(name)
+            self.answer({'data': None, 'errors': [{'message': f'{name} is not known here'}]})
+
+    def stream(self, stub, path, told):
+        project, name = unquote(path).split('/')[3:5]
+        run, files = stub.run(project, name), told.get('files', {})
+        for row in files.get('wandb-history.jsonl', {}).get('content', []): run['history'].append(json.loads(row))
+        for row in files.get('wandb-summary.json', {}).get('content', []): run['summary'] = json.loads(row)
+        if told.get('complete'): run['exitcode'] = told.get('exitcode')
+        self.answer({'exitcode': None, 'limits': {}})
+
+def resolver(f): return resolvers.setdefault(f.__name__, f)
+resolvers = {}
+
+def project_of(name): return {'id': name, 'internalId': '1', 'name': name, 'entity': {'id': ENTITY, 'name': ENTITY}, 'entityName': ENTITY, 'readOnly': False}
+
+@resolver
+def Viewer(stub, v, url): return {'viewer': {'id': ENTITY, 'entity': ENTITY, 'username': ENTITY, 'name': ENTITY, 'email': '', 'flags': '{}', 'admin': False, 'deletedAt': None, 'teams': {'edges': []}, 'apiKeys': {'edges': []}}}
+
+@resolver
+def UpsertBucket(stub, v, url):
+    if v.get('id'): project, name = v['id'].split('/')
+    else: project, name = v['project'], v['name']
+    new = (project, name) not in stub.runs
+    run = stub.run(project, name)
+    run['config'].update(json.loads(v.get('config') or '{}'))
+    run['displayName'], run['sweep'] = v.get('displayName') or run['displayName'], v.get('sweep') or run['sweep']
+    return {'upsertBucket': {'inserted': new, 'bucket': bucket(run)}}
+
+@resolver
+def GetDefaultEntity(stub, v, url): return Viewer(stub, v, url)
+
+@resolver
+def OrganizationCoreWeaveOrganizationID(stub, v, url): return {'entity': {'organization': None}}
+
+@resolver
+def CreateRunFiles(stub, v, url):
+    files = [{'name': f, 'uploadUrl': f"{url}/kept/{v['project']}/{v['run']}/{quote(f)}"} for f in v['files']]
+    return {'createRunFiles': {'runID': f"{v['project']}/{v['run']}", 'uploadHeaders': [], 'files': files}}
+
+@resolver
+def RunResumeStatus(stub, v, url):
+    run = stub.runs.get((v['project'], v['name']))
+    return {'model': {**project_of(v['project']), 'bucket': run and bucket(run)}}
+
+@resolver
+def ServerFeaturesQuery(stub, v, url): return {'serverInfo': {'features': []}}
+
+@resolver
+def Run(stub, v, url):
+    run = stub.runs.get((v['project'], v['name']))
+    return {'project': run and {'internalId': '1', 'run': bucket(run)}}
+
+@resolver
+def RunFiles(stub, v, url):
+    run = stub.runs[v['project'], v['name']]
+    kept = [f for f in run['files'] if not v.get('fileNames') or f in v['fileNames']]
+    edges = [{'cursor': f, 'node': {'id': f, 'name': f, 'url': (at := f"{url}/kept/{v['project']}/{v['name']}/{quote(f)}"), 'directUrl': at, 'sizeBytes': len(run['files'][f]), 'mimetype': '', 'updatedAt': None, 'md5': ''}} for f in kept]
+    return {'project': {'internalId': '1', 'run': {'fileCount': len(kept), 'files': {'edges': edges, 'pageInfo': {'endCursor': '', 'hasNextPage': False}}}}}
+
+@resolver
+def GetSweep(stub, v, url):
+    runs = [r for (p, _), r in stub.runs.items() if p == v['project'] and r['sweep'] == v['name']]
+    sweep = {'__typename': 'Sweep', 'id': v['name'], 'name': v['name'], 'displayName': v['name'], 'method': 'grid', 'state': 'RUNNING', 'description': '', 'bestLoss': None, 'config': 'method: grid', 'createdAt': '2026-01-01T00:00:00', 'updatedAt': None, 'runCount': len(runs), 'runCountExpected': None}
+    return {'project': {'sweep': sweep if runs else None}}
+
+@resolver
+def Runs(stub, v, url):
+    wanted = re.search(r'"sweep": *"([^"]*)"', v.get('filters') or '')
+    runs = [r for (p, _), r in stub.runs.items() if p == v['project'] and (not wanted or r['sweep'] == wanted[1])]
+    return {'project': {**project_of(v['project']), 'runCount': len(runs), 'runs': {'edges': [{'cursor': r['name'], 'node': bucket(r)} for r in runs], 'pageInfo': {'endCursor': '', 'hasNextPage': False}}}}
+
+def bucket(run):
+    "All that is ever asked of a run"
+    return {'id': f"{run['project']}/{run['name']}", 'name': run['name'], 'displayName': run['displayName'], 'description': '', 'notes': '', 'tags': [], 'group': None, 'jobType': None,
+            'config': json.dumps(run['config']), 'summaryMetrics': json.dumps(run['summary']), 'sweepName': run['sweep'], 'sweep': run['sweep'] and {'name': run['sweep']}, 'project': project_of(run['project']), 'projectId': 1,
+            'historyLineCount': len(run['history']), 'historyTail': json.dumps([json.dumps(r) for r in run['history'][-1:]]), 'logLineCount': 0, 'eventsLineCount': 0, 'eventsTail': '[]', 'wandbConfig': '{"t": 1}',
+            'state': {None: 'running', 0: 'finished'}.get(run['exitcode'], 'failed'), 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
+            'user': {'name': ENTITY, 'username': ENTITY}, 'readOnly': False, 'commit': None, 'host': None}
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    def handle_error(self, request, address):
+        if not isinstance(sys.exc_info()[1], ConnectionError): super().handle_error(request, address) # clients hang up
+
+@contextmanager
+def server():
+    "A running server: its address is `server.url`, what it knows `server.stub`"
+    s = Server(('127.0.0.1', 0), Handler)
+    s.stub, s.url = Stub(), f'http://127.0.0.1:{s.server_address[1]}'
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    try: yield s
+    finally: s.shutdown(), s.server_close()

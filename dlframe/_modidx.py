@@ -678,6 +678,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dlframe.run._git': ('run.html#_git', 'dlframe/run.py'),
                              'dlframe.run._trainer_options': ('run.html#_trainer_options', 'dlframe/run.py'),
                              'dlframe.run.circumstances': ('run.html#circumstances', 'dlframe/run.py'),
+                             'dlframe.run.keep_code': ('run.html#keep_code', 'dlframe/run.py'),
                              'dlframe.run.main': ('run.html#main', 'dlframe/run.py'),
                              'dlframe.run.quiet_lightning': ('run.html#quiet_lightning', 'dlframe/run.py'),
                              'dlframe.run.rehearse': ('run.html#rehearse', 'dlframe/run.py'),

@@ -203,13 +203,14 @@ def _value(logged, metric, goal, by):
     if column.empty: return None
     return column.iloc[-1] if by == 'last' else column.min() if goal == 'minimize' else column.max()
 
-# %% ../nbs/40_loading.ipynb #932933ad
+# %% ../nbs/40_loading.ipynb #1841c3b5
 def _sweep(where, by):
     "What a sweep of W&B knows of its runs: values, and whether there are weights"
     names = re.fullmatch(r'([\w.-]+)/([\w.-]+)/(?:sweeps/)?([\w.-]+)', str(where))
     if not names: raise FileNotFoundError(f"`where` must be a folder with runs, or a sweep of W&B like 'entity/project/sweeps/id', got {str(where)!r}")
     entity, project, sweep = names.groups()
-    def look(api): return {f'{entity}/{project}/{r.id}': (_logged(r, by), bool([*r.files(names=list(weight_files[:2]))])) for r in api.sweep(f'{entity}/{project}/{sweep}').runs}
+    def look(api):
+        return {f'{entity}/{project}/{r.id}': (_logged(r, by), bool([*r.files(names=list(weight_files[:2]))])) for r in api.sweep(f'{entity}/{project}/{sweep}').runs}
     return _ask(str(where), look)
 
 def _logged(run, by):
@@ -242,7 +243,7 @@ def export_hub(
         os.replace(new, folder)
     return folder
 
-# %% ../nbs/40_loading.ipynb #ca7fcade
+# %% ../nbs/40_loading.ipynb #6e5ce178
 def card(
     left:Loaded, # A run
     name:str, # What to call the model
@@ -254,7 +255,8 @@ def card(
     last = left.metrics.ffill().iloc[-1] if len(left.metrics) else {}
     ends = {n: float(v) for n, v in dict(last).items() if '/' in n and not n.startswith(('seconds/', 'train/')) and math.isfinite(v)}
     results = [{'task': {'type': 'other', 'name': 'latent-variable model'}, 'dataset': {'name': data, 'type': data}, 'metrics': [{'type': n, 'name': n, 'value': v} for n, v in ends.items()]}]
-    header = {**({'license': license} if license else {}), 'library_name': 'dlframe', 'tags': ['dlframe', 'pytorch', model], 'datasets': [data], 'model-index': [{'name': name, 'results': results}]}
+    header = {'library_name': 'dlframe', 'tags': ['dlframe', 'pytorch', model], 'datasets': [data], 'model-index': [{'name': name, 'results': results}]}
+    if license: header = {'license': license, **header}
     table = '\n'.join(f'| {n} | {v:.5g} |' for n, v in ends.items())
     use = f"from dlframe.loading import load\nmodel = load('{name}').model # the folder of these files"
     lines = ['---', *(f'{k}: {json.dumps(v, ensure_ascii=False)}' for k, v in header.items()), '---', f'# {name}', '', f'A {model} trained on {data} with dlframe; `manifest.json` says everything about the run.', '',

@@ -484,6 +484,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dlframe.loggers.WandbLogger.upload': ('loggers.html#wandblogger.upload', 'dlframe/loggers.py'),
                                  'dlframe.loggers._answers': ('loggers.html#_answers', 'dlframe/loggers.py'),
                                  'dlframe.loggers._open_lines': ('loggers.html#_open_lines', 'dlframe/loggers.py'),
+                                 'dlframe.loggers.apart': ('loggers.html#apart', 'dlframe/loggers.py'),
                                  'dlframe.loggers.file_name': ('loggers.html#file_name', 'dlframe/loggers.py'),
                                  'dlframe.loggers.logger': ('loggers.html#logger', 'dlframe/loggers.py'),
                                  'dlframe.loggers.read_metrics': ('loggers.html#read_metrics', 'dlframe/loggers.py')},

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAN', 'verdict', 'all_players', 'VAEGAN']
 
-# %% ../nbs/14_gan.ipynb #1441e46c
+# %% ../nbs/14_gan.ipynb #a407f470
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from .checks import known, real
 from .distributions import centre, kl
 from .models import Model, check_parts
+from .ramps import Ramp, now, weight
 
 # %% ../nbs/14_gan.ipynb #0cadc9b8
 class GAN(Model):
@@ -73,7 +74,7 @@ def all_players(
     terms = {p: model(batch, p) for p in model.players}
     return {'loss': sum(t['loss'] for t in terms.values()), **{f'{p}.{k}': v for p, t in terms.items() for k, v in t.items()}}
 
-# %% ../nbs/14_gan.ipynb #230d7aab
+# %% ../nbs/14_gan.ipynb #af4415f5
 class VAEGAN(Model):
     "A variational autoencoder whose distortion is measured on the features of a discriminator"
     players = {'encoder': ('encoder', 'prior'), 'decoder': ('decoder',), 'discriminator': ('discriminator',)}
@@ -83,14 +84,15 @@ class VAEGAN(Model):
         decoder:nn.Module, # Latents `[..., *latent]` to a distribution over data, whose mean is the picture
         discriminator:nn.Module, # Data `[..., *shape]` to a coin that says "this is data"; the features are what its `body` gives
         prior:nn.Module, # p(z): a distribution over latents, from no input
-        gamma:float=.1 # Weight of the distortion against being found out, in the decoder's loss
+        gamma:float=.1, # Weight of the distortion against being found out, in the decoder's loss
+        beta:float|Ramp=1. # Weight of the rate in the encoder's loss; features of a small discriminator want less than 1
     ):
         super().__init__()
         check_parts(encoder, prior, decoder=decoder)
         for name, part in {'encoder': encoder, 'discriminator': discriminator}.items():
             if tuple(part.in_shape) != tuple(decoder.event_shape): raise ValueError(f"`{name}.in_shape` must be that of the decoder's data, {tuple(decoder.event_shape)}, got {tuple(part.in_shape)}")
         self.encoder, self.decoder, self.discriminator, self.prior = encoder, decoder, discriminator, prior
-        self.gamma = real('gamma', gamma, least=0)
+        self.gamma, self.beta = real('gamma', gamma, least=0), weight('beta', beta)
 
     def forward(self,
         batch:dict[str, Tensor], # `{'x': [batch, *shape]}`; other entries are not looked at
@@ -106,13 +108,13 @@ class VAEGAN(Model):
         "Half the squared distance of features: a normal likelihood with scale 1, but for its constant"
         return .5*(self.discriminator.body(x) - self.discriminator.body(again)).flatten(1).pow(2).sum(1)
 
-# %% ../nbs/14_gan.ipynb #98a53210
+# %% ../nbs/14_gan.ipynb #41da3132
 @patch
 def _encoder(self:VAEGAN, x):
     q = self.encoder(x)
     z = q.rsample()
     distortion, rate = self.distortion(x, centre(self.decoder(z))), kl(q, self.prior(), z)
-    return {'loss': distortion + rate, 'distortion': distortion, 'rate': rate}
+    return {'loss': distortion + now(self.beta)*rate, 'distortion': distortion, 'rate': rate}
 
 @patch
 def _pictures(self:VAEGAN, x):

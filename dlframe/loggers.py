@@ -22,7 +22,7 @@ from .checks import known
 from .entries import Entry, Figure, Image, Scalar, Scalars, Table, Text
 from .specs import Part
 
-# %% ../nbs/33_loggers.ipynb #292ddbd6
+# %% ../nbs/33_loggers.ipynb #bf6b26dc
 class Logger(Part, LightningLogger):
     "Keeps entries; subclasses say how"
     def __init__(self):
@@ -45,24 +45,6 @@ class Logger(Part, LightningLogger):
         "Keep one entry"
         raise NotImplementedError
 
-    def state_dict(self) -> dict: # Plain data, for a checkpoint
-        "How far it has written"
-        return {}
-
-    def load_state_dict(self,
-        state:dict # What a checkpoint holds
-    ) -> None:
-        "Forget what was written after that; called before `start`"
-
-    def finalize(self,
-        status:str # `'success'`, or how training ended otherwise
-    ) -> None:
-        "Called when training ends: all that was logged can be read now"
-        self.status = status
-
-    def close(self) -> None:
-        "Called last, when the folder is complete; a second call does nothing"
-
     @property
     def name(self): return type(self).__name__
     @property
@@ -74,7 +56,30 @@ class Logger(Part, LightningLogger):
         for name, value in metrics.items():
             if name != 'epoch': self.log(name, Scalar(float(value)), self.counters())
 
-# %% ../nbs/33_loggers.ipynb #85fea551
+# %% ../nbs/33_loggers.ipynb #a46bf161
+@patch
+def finalize(self:Logger,
+    status:str # `'success'`, or how training ended otherwise
+) -> None:
+    "Called when training ends: all that was logged can be read now"
+    self.status = status
+
+@patch
+def close(self:Logger) -> None:
+    "Called last, when the folder is complete; a second call does nothing"
+
+@patch
+def state_dict(self:Logger) -> dict: # Plain data, for a checkpoint
+    "How far it has written"
+    return {}
+
+@patch
+def load_state_dict(self:Logger,
+    state:dict # What a checkpoint holds
+) -> None:
+    "Forget what was written after that; called before `start`"
+
+# %% ../nbs/33_loggers.ipynb #152e7996
 def apart(
     name:str, # Of an entry
     counters:Iterable[str] # Names that mean something else where entries and counters share a row
@@ -97,6 +102,7 @@ def _open_lines(path):
     file.truncate(file.read().rfind(b'\n') + 1)
     return io.TextIOWrapper(file, encoding='utf-8', newline='')
 
+# %% ../nbs/33_loggers.ipynb #6c8d5ce2
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
     axes, bytes = ('steps', 'epochs', 'samples', 'seconds'), None

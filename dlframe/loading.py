@@ -6,9 +6,9 @@
 __all__ = ['weight_files', 'load_weights', 'Loaded', 'find_weights', 'load', 'find_folder', 'download', 'curves', 'run_folders',
            'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #611495fa
+# %% ../nbs/40_loading.ipynb #71bdf9bc
 import json, math, os, pickle, re, shutil, tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -93,16 +93,17 @@ def load(
     except (TypeError, ValueError, KeyError): data = None # the weights are of use without
     return Loaded(model.eval().to(device), manifest, read_metrics(folder), folder, data)
 
-# %% ../nbs/40_loading.ipynb #711dbce5
+# %% ../nbs/40_loading.ipynb #7da7ef83
 def find_folder(
-    run:str|Path # A folder, or a run of W&B
+    run:str|Path, # A folder, or a run of W&B
+    weights:Sequence[str]=weight_files[:2] # What to download of its weights: the first of these that is there
 ) -> Path: # The folder; after a download, if need be
     "Where a run is; raises `FileNotFoundError` if it is nowhere"
     if Path(run).is_dir(): return Path(run)
     if not isinstance(run, str) or not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*){2}', run):
         raise FileNotFoundError(f"`run` must be a folder, or a run of W&B like 'entity/project/run_id', got {str(run)!r}")
     folder = find_device().runs_root/'wandb'/run
-    return folder if (folder/weight_files[0]).exists() else download(run, folder)
+    return folder if (folder/weights[0]).exists() else download(run, folder, weights)
 
 def _ask(path, ask):
     "What W&B answers"
@@ -113,17 +114,19 @@ def _ask(path, ask):
 
 def download(
     run:str, # `'entity/project/run_id'`
-    folder:Path # Where to; replaced if it is there
+    folder:Path, # Where to; replaced if it is there
+    weights:Sequence[str]=weight_files[:2] # The first of these that is there
 ) -> Path: # `folder`
-    "Bring a run from W&B: manifest, metrics, and final weights or else the last checkpoint"
+    "Bring a run from W&B: manifest, metrics and weights, and its id, under which it can go on"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as new:
-        _ask(run, lambda api: _bring(api.run(run), Path(new)/'run'))
+        _ask(run, lambda api: _bring(api.run(run), Path(new)/'run', ('manifest.json', 'metrics.csv', *weights)))
+        (Path(new)/'run/wandb_id').write_text(run.split('/')[-1], encoding='utf-8')
         if folder.exists(): shutil.rmtree(folder)
         os.replace(Path(new)/'run', folder)
     return folder
 
-def _bring(run, folder, names=('manifest.json', 'metrics.csv', *weight_files[:2])):
+def _bring(run, folder, names):
     "Download files of a run; of several with weights, the first"
     folder.mkdir()
     found = {f.name: f for f in run.files(names=list(names))}

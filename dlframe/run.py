@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'Live', 'rerun', 'main']
 
-# %% ../nbs/42_run.ipynb #8831b4bb
+# %% ../nbs/42_run.ipynb #038a4286
 import argparse, inspect, logging, os, platform, re, secrets, signal, subprocess, sys, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from .devices import find_device
 from .distributions import validation
 from .entries import Figure
 from .evaluation import batches, observe
-from .loading import curves
+from .loading import curves, find_folder
 from .loggers import logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
@@ -227,15 +227,15 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #0b66f677
+# %% ../nbs/42_run.ipynb #b81e3d91
 @patch(cls_method=True)
 def resume(cls:Run,
-    folder:str|Path, # Of a run with `checkpoints/last.ckpt`
+    folder:str|Path, # Of a run with `checkpoints/last.ckpt`, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
     train_for:str|None=None, # How long altogether; as it was meant to by default
     packages:Iterable[str]=() # Packages to trust besides `dlframe.specs.allowed_packages`
 ) -> Run: # Finished
     "Go on with a run, in its folder; raises `FileNotFoundError` without a checkpoint, `ValueError` if it is finished"
-    folder, changes = Path(folder).absolute(), {'run.train_for': train_for} if train_for else {}
+    folder, changes = find_folder(folder, ['checkpoints/last.ckpt']).absolute(), {'run.train_for': train_for} if train_for else {}
     checkpoint = folder/'checkpoints/last.ckpt'
     if not checkpoint.exists(): raise FileNotFoundError(f"`folder` must be that of a run with a checkpoint to go on from, got {folder} without checkpoints/last.ckpt")
     manifest = override(read(folder/'manifest.json'), changes, packages)

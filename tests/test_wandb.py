@@ -120,7 +120,7 @@ def test_what_is_logged_arrives_and_is_loaded(tmp_path):
     assert "did you mean 'valid/loss'?" in said[5]
     assert said[6].startswith(f"FileNotFoundError: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:") and said[7].startswith('FileNotFoundError')
     for run, folder in (name, 'a'), ('sweep1r1', 's1'), ('sweep1r2', 's2'):
-        assert {str(p.relative_to(kept/run)) for p in (kept/run).rglob('*') if p.is_file()} == set(FILES[:3])
+        assert {str(p.relative_to(kept/run)) for p in (kept/run).rglob('*') if p.is_file()} == {*FILES[:3], 'wandb_id'}
         for f in FILES[:3]: assert (kept/run/f).read_bytes() == (home/'runs'/folder/f).read_bytes()
     assert [p.name for p in kept.iterdir() if p.name[0] == '.'] == []
     assert said[8:] == said[:1] # kept: W&B is not asked again
@@ -137,3 +137,45 @@ def test_a_key_that_is_refused_is_not_shown(tmp_path):
         said, complaints = leave(('a', 0, [0, 1], {}), home=tmp_path, url=s.url)
     assert said.startswith('W&B: ') and said.count('Logging offline') == 1
     assert not [p for p in tmp_path.rglob('*') if p.is_file() and KEY.encode() in p.read_bytes()]
+
+STOP = """
+import sys
+import pytorch_lightning as pl
+from dlframe.architectures import decoder, encoder
+from dlframe.images import images
+from dlframe.optimization import Optimization
+from dlframe.priors import prior
+from dlframe.run import Run
+from dlframe.vae import VAE
+
+class Stop(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx): pl_module.asked_to_stop = pl_module.counters['steps'] == 13
+
+def new(name, logger):
+    pl.seed_everything(0, verbose=False)
+    vae = VAE(encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16]), prior('standard_normal', 2))
+    return Run(Optimization(vae, images('digits')), '2 epochs', name=name, logger=logger, log_every='5 steps', project='test')
+
+if sys.argv[1] == 'go on': run = Run.resume(sys.argv[2])
+else:
+    new('whole', 'files').fit()
+    run = new('stopped', 'wandb')
+    run.callbacks.append(Stop())
+    run.manifest = lambda make=run.manifest: (run.callbacks.clear(), make())[1] # nobody else's run has it
+    run.fit()
+"""
+
+def numbers(folder): return [line.rsplit(',', 1)[0] for line in (folder/'metrics.csv').read_text().splitlines()]
+
+def test_a_run_goes_on_from_its_id_on_another_machine(tmp_path):
+    home, elsewhere = tmp_path/'home', tmp_path/'elsewhere'
+    home.mkdir(), elsewhere.mkdir()
+    with server() as s:
+        python(STOP, 'stop', home=home, url=s.url)
+        name = (home/'runs/stopped/wandb_id').read_text()
+        assert 'checkpoints/model.safetensors' not in s.stub.run('test', name)['files']
+        python(STOP, 'go on', f'{ENTITY}/test/{name}', home=elsewhere, url=s.url)
+        whole, folder = home/'runs/whole', elsewhere/'runs/wandb'/ENTITY/'test'/name
+        assert [*s.stub.runs] == [('test', name)]
+        assert s.stub.run('test', name)['files'][FILES[2]] == (whole/FILES[2]).read_bytes() == (folder/FILES[2]).read_bytes()
+    assert numbers(folder) == numbers(whole)

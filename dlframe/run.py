@@ -45,7 +45,7 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #86812a49
+# %% ../nbs/42_run.ipynb #666b34e9
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -77,6 +77,10 @@ class Run(Part):
 
     @property
     def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
+
+    def _remark(self):
+        state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
+        return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
 
     def manifest(self) -> dict: # Plain data
         "What `build` needs to make this run again, and what else is known of it"

@@ -237,7 +237,7 @@ def override(
         node[key] = value
     return s
 
-# %% ../nbs/01_specs.ipynb #bce560b7
+# %% ../nbs/01_specs.ipynb #6bd6a0f5
 def _is_module(o): return hasattr(type(o), 'named_modules')
 
 def _joined(head, parts, tail, width):
@@ -248,23 +248,27 @@ def _joined(head, parts, tail, width):
 
 def _cut(items, most=8): return (items, []) if len(items) <= most else (items[:most - 2], [f'… {len(items) - most + 2} more'])
 
-def _few(o, path, seen, width):
+def _few(o, lead, path, seen, width):
     "The items of a list or dictionary, or the first of them"
     items, rest = _cut(list(o.items() if isinstance(o, Mapping) else enumerate(o)))
     names = [f'{k!r}: ' if isinstance(o, Mapping) else '' for k, _ in items]
     head, tail = '{}' if isinstance(o, Mapping) else '[]'
-    return _joined(head, [n + _text(v, _join(path, k), seen, width - 2 - len(n)) for n, (k, v) in zip(names, items)] + rest, tail, width)
+    return _joined(lead + head, [_text(v, n, _join(path, k), seen, width - 3) for n, (k, v) in zip(names, items)] + rest, tail, width)
 
-# %% ../nbs/01_specs.ipynb #8ea488b4
-def _text(o, path, seen, width):
-    "An argument, in short"
-    if isinstance(o, (Mapping, list, tuple)): return _few(o, path, seen, width)
+# %% ../nbs/01_specs.ipynb #6d44e769
+def _text(o, lead, path, seen, width):
+    "An argument in short, behind `lead`, which says which one"
+    if isinstance(o, (Mapping, list, tuple)): return _few(o, lead, path, seen, width)
+    if '_made' in getattr(o, '__dict__', {}):
+        if id(o) in seen: return f'{lead}<same as {seen[id(o)]}>'
+        seen[id(o)] = path
+        if type(o).__repr__ is Part.__repr__: return _called(o, lead, path, seen, width)
+    return lead + _word(o)
+
+def _word(o):
+    "What is neither a part nor a collection, on one line unless it is a module"
     if isinstance(o, (type, FunctionType, BuiltinFunctionType)): return o.__name__
     if isinstance(o, os.PathLike): return repr(os.fspath(o))
-    if '_made' in getattr(o, '__dict__', {}):
-        if id(o) in seen: return f'<same as {seen[id(o)]}>'
-        seen[id(o)] = path
-        if type(o).__repr__ is Part.__repr__: return _called(o, path, seen, width)
     if hasattr(o, 'shape') and not _is_module(o): return f'{type(o).__name__}{[*o.shape]}'
     text = repr(o)
     if ' at 0x' in text: return f'{type(o).__name__}(…)'
@@ -274,21 +278,22 @@ def _is_default(value, default):
     try: return bool(value == _snapshot(default))
     except Exception: return False # tensors have no opinion
 
-def _called(o, path, seen, width):
+def _called(o, lead, path, seen, width):
     "The call that makes `o`"
     sig, parts = signature(type(o).__init__).parameters, []
     for name, value in o._made.items():
         p = sig.get(name)
-        if p is not None and p.kind is Parameter.VAR_POSITIONAL: parts += [_text(v, _join(path, f'{name}.{i}'), seen, width - 2) for i, v in enumerate(value)]
-        elif p is None or not _is_default(value, p.default): parts.append(f'{name}=' + _text(value, _join(path, name), seen, width - 3 - len(name)))
-    return _joined(f'{type(o).__name__}(', parts, ')', width)
+        if p is not None and p.kind is Parameter.VAR_POSITIONAL: parts += [_text(v, '', _join(path, f'{name}.{i}'), seen, width - 3) for i, v in enumerate(value)]
+        elif p is None or not _is_default(value, p.default): parts.append(_text(value, f'{name}=', _join(path, name), seen, width - 3))
+    return _joined(f'{lead}{type(o).__name__}(', parts, ')', width)
 
 def _described(part, width=100):
     "The call that makes `part`, and a remark"
     try: remark = part._remark()
     except Exception: remark = '' # parameters without a shape yet, or none
     remark = f'  # {remark}' if remark else ''
-    return _called(part, '', {id(part): 'the whole'}, width - len(remark)) + remark
+    text = _called(part, '', '', {id(part): 'the whole'}, width) + remark
+    return text if '\n' in text or len(text) <= width else _called(part, '', '', {id(part): 'the whole'}, width - len(remark)) + remark
 
 # %% ../nbs/01_specs.ipynb #009d4cff
 usual = ('apply', 'buffers', 'cpu', 'cuda', 'device', 'eval', 'forward', 'load_state_dict', 'modules', 'named_modules', 'named_parameters', 'parameters',

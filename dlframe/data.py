@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from .checks import known, whole
 from .specs import Part
 
-# %% ../nbs/21_data.ipynb #9688c493
+# %% ../nbs/21_data.ipynb #5e0e2d00
 class Split(Dataset):
     "Tensors of equal length; an index gives a dict of rows, `take` the batch of given row numbers, several times as fast"
     def __init__(self,
@@ -32,6 +32,7 @@ class Split(Dataset):
         if not next(iter(lengths.values())): raise ValueError(f"`tensors` must have at least one row, got {lengths}")
         self.tensors = tensors
 
+    def __repr__(self): return f"Split({', '.join(f'{k}: {v.dtype} {[*v.shape]}' for k, v in self.tensors.items())})".replace('torch.', '')
     def __len__(self): return len(next(iter(self.tensors.values())))
     def __getitem__(self, i): return {k: v[i] for k, v in self.tensors.items()}
 
@@ -76,7 +77,7 @@ class _Both:
     def __len__(self): return len(self.first) + len(self.second)
     def __getitem__(self, i): return self.first.read(i) if i < len(self.first) else self.second.read(i - len(self.first))
 
-# %% ../nbs/21_data.ipynb #f8d25415
+# %% ../nbs/21_data.ipynb #546af5bd
 class Items(Dataset):
     "A split too large for memory: a row is read when it is asked for"
     def __init__(self,
@@ -87,6 +88,7 @@ class Items(Dataset):
         self.source, self.read, self.n = source, *((source.__getitem__, len(source)) if n is None else (source, whole('n', n)))
         if not self.n: raise ValueError(f"`source` must have at least one row, got {source!r}")
 
+    def __repr__(self): return f'Items({self.n:,} rows)'
     def __len__(self): return self.n
     def __getitem__(self, i):
         if isinstance(i, slice): return self.take(torch.arange(self.n)[i])
@@ -107,7 +109,7 @@ class Items(Dataset):
                 items.append({k: torch.as_tensor(v) for k, v in self.read(row).items()})
         return _stack(items, rows)
 
-# %% ../nbs/21_data.ipynb #16faa1c8
+# %% ../nbs/21_data.ipynb #d66cb18c
 def _as_split(opened):
     if isinstance(opened, Mapping): return Split(opened)
     return opened if isinstance(opened, (Split, Items)) else Items(opened)
@@ -131,6 +133,9 @@ class Data(Part):
             first, *others = [known('split', part, self.splits) for part in str(name).split('+')]
             opened[name] = sum((self[o] for o in others), start=self[first]) if others else _as_split(self.open(first))
         return opened[name]
+
+    def _ipython_key_completions_(self): return list(self.splits)
+    def _remark(self): return 'splits ' + ', '.join(self.splits)
 
     def prepare(self,
         batch:dict[str, Tensor] # A batch, on the device it will be used on

@@ -6,10 +6,11 @@
 __all__ = ['weight_files', 'load_weights', 'Loaded', 'find_weights', 'load', 'find_folder', 'download', 'curves', 'run_folders',
            'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #71bdf9bc
+# %% ../nbs/40_loading.ipynb #da9487bd
 import json, math, os, pickle, re, shutil, tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def load_weights(
         saved = torch.load(file, map_location='cpu', weights_only=True)['state_dict']
         model.load_state_dict({k.removeprefix('model.'): v for k, v in saved.items() if k.startswith('model.')})
 
-# %% ../nbs/40_loading.ipynb #7ce0bcb8
+# %% ../nbs/40_loading.ipynb #0afd502f
 class Loaded(NamedTuple):
     "What a run left"
     model:nn.Module # With its trained weights, or those of the last checkpoint if it was cut short; in evaluation mode
@@ -47,6 +48,12 @@ class Loaded(NamedTuple):
     metrics:pd.DataFrame # What was logged: one row for each step at which something was, one column for each name
     folder:Path # Where it was read from
     data:Data|None=None # The data set, not yet opened; `None` if its class is not at hand
+
+    def __repr__(self):
+        n, steps = sum(p.numel() for p in self.model.parameters()), f'{self.metrics.index[-1]:,} steps' if len(self.metrics) else 'nothing logged'
+        head = f'Loaded({type(self.model).__name__} of {n:,} parameters, run {self.folder.name!r}, {steps}'
+        last = [f'{name} {v:.4g}' for name, v in (self.metrics.ffill().iloc[-1].items() if len(self.metrics) else ()) if '/' in name and not name.startswith('seconds/')]
+        return fill(', '.join([head, *last]) + ')', 100, subsequent_indent='  ', break_long_words=False)
 
     def look(self,
         evaluator:Evaluator # For example `Reconstructions('test')`
@@ -132,13 +139,14 @@ def _bring(run, folder, names):
     found = {f.name: f for f in run.files(names=list(names))}
     for name in [n for n in names if n in found][:3]: found[name].download(root=str(folder), replace=True).close()
 
-# %% ../nbs/40_loading.ipynb #deef05d9
+# %% ../nbs/40_loading.ipynb #0bf035cc
 def curves(
     metrics:pd.DataFrame, # As `load` gives
     x:str='epochs' # Any counter: `'steps'`, `'epochs'`, `'samples'`, `'seconds'`
 ) -> Figure: # A plot
     "Each loss term against a counter, for training and the other splits"
     table = metrics.reset_index()
+    if not any(c.startswith('train/') for c in table.columns): raise ValueError('`metrics` must hold losses of training, got none; a run has them after `log_every`')
     known('x', x, [c for c in table.columns if '/' not in c])
     names = sorted((c.split('/', 1)[1] for c in table.columns if c.startswith('train/')), key=lambda n: (n != 'loss', n))
     fig, axes = plt.subplots(1, len(names), figsize=(2.6*len(names), 2.2), dpi=70, squeeze=False)

@@ -54,7 +54,7 @@ def keep_code(
     changes = _git('diff', 'HEAD')
     if changes and len(changes) <= most: (folder/'code.patch').write_text(changes + '\n', encoding='utf-8')
 
-# %% ../nbs/42_run.ipynb #86812a49
+# %% ../nbs/42_run.ipynb #09835cd6
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -86,6 +86,10 @@ class Run(Part):
 
     @property
     def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
+
+    def _remark(self):
+        state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
+        return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
 
     def manifest(self) -> dict: # Plain data
         "What `build` needs to make this run again, and what else is known of it"

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Evaluator', 'fixed_randomness', 'observe', 'batches', 'as_model', 'Terms', 'ELBO', 'LogLikelihood', 'as_images',
-           'require_sampling', 'Reconstructions', 'PriorSamples']
+           'require_sampling', 'Reconstructions', 'PriorSamples', 'named', 'numbers']
 
-# %% ../nbs/32_evaluation.ipynb #d0ba7261
+# %% ../nbs/32_evaluation.ipynb #60c34106
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 
@@ -237,3 +237,21 @@ class PriorSamples(Evaluator):
     def evaluate(self, optimization):
         sizes = [min(self.batch_size, self.n - start) for start in range(0, self.n, self.batch_size)]
         return grid(torch.cat([optimization.model.sample(size) for size in sizes]))
+
+# %% ../nbs/32_evaluation.ipynb #2ebcc579
+def named(
+    evaluator:Evaluator, # What to measure or picture
+    optimization, # Has `model`, `data`, `device`
+    name:str|None=None # What it is called; its `quantity` by default
+) -> dict[str, Entry]: # By name; several entries as `name/key`
+    "What an evaluator finds, as it is logged"
+    name, found = evaluator.quantity if name is None else name, evaluator(optimization)
+    return {name: found} if isinstance(found, Entry) else {f'{name}/{k}': e for k, e in found.items()}
+
+def numbers(
+    optimization, # Has `model`, `data`, `device`
+    evaluators:Iterable[Evaluator] # Those that do not suit the model or the data are left out
+) -> dict[str, float]: # By quantity: `loss`, `rate`, `elbo`, `active_units/number`, …
+    "All numbers that evaluators find"
+    entries = [pair for e in evaluators if e.suits(optimization) for pair in named(e, optimization).items()]
+    return {k.removeprefix('/'): v for name, entry in entries for k, v in entry.numbers(name).items()}

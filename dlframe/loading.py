@@ -41,7 +41,7 @@ def load_weights(
         saved = torch.load(file, map_location='cpu', weights_only=True)['state_dict']
         model.load_state_dict({k.removeprefix('model.'): v for k, v in saved.items() if k.startswith('model.')})
 
-# %% ../nbs/40_loading.ipynb #985eec81
+# %% ../nbs/40_loading.ipynb #74476351
 class Loaded(NamedTuple):
     "What a run left"
     model:nn.Module # With its trained weights, or those of the last checkpoint if it was cut short; in evaluation mode
@@ -84,6 +84,7 @@ class Loaded(NamedTuple):
 
 def _counters(metrics): return [c for c in metrics.columns if '/' not in c]
 
+# %% ../nbs/40_loading.ipynb #ca122718
 def torch_device(
     name:str|torch.device # `'cpu'`, `'cuda'`, `'cuda:1'`, `'mps'`, …, or `'auto'`: an accelerator if there is one
 ) -> torch.device: # It

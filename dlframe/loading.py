@@ -127,7 +127,7 @@ def _built(manifest, packages):
     parts = build({'model': manifest['model'], 'optimization': {'weights': manifest.get('optimization', {}).get('weights') or {}}}, packages)
     return parts['model'], parts['optimization']['weights']
 
-# %% ../nbs/40_loading.ipynb #711dbce5
+# %% ../nbs/40_loading.ipynb #d6de2248
 def find_folder(
     run:str|Path # A folder, or a run of W&B
 ) -> Path: # The folder; after a download, if need be
@@ -150,9 +150,10 @@ def download(
     folder:Path # Where to; replaced if it is there
 ) -> Path: # `folder`
     "Bring a run from W&B: manifest, metrics, and final weights or else the last checkpoint"
+    found = _ask(run, lambda api: api.run(run))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as new:
-        _ask(run, lambda api: _bring(api.run(run), Path(new)/'run'))
+        _ask(run, lambda api: _bring(found, Path(new)/'run'))
         if folder.exists(): shutil.rmtree(folder)
         os.replace(Path(new)/'run', folder)
     return folder

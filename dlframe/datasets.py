@@ -15,7 +15,7 @@ from .data import Data
 from .faces import CelebA
 from .images import Digits, TorchvisionImages, torchvision_sets
 
-# %% ../nbs/24_datasets.ipynb #661af1d1
+# %% ../nbs/24_datasets.ipynb #07331493
 own_sets = {'digits': Digits, 'CelebA': CelebA}
 
 def dataset(
@@ -23,10 +23,16 @@ def dataset(
     **options # What else the set takes: `binarize`, `pixels`, `target`, …
 ) -> Data: # The data set, not yet opened
     "A data set by its name; raises `UnknownName`, with the nearest, for a name or an option that is not there"
-    if known('dataset', name, [*own_sets, *torchvision_sets]) not in own_sets: return TorchvisionImages(name, **options)
-    takes = list(inspect.signature(own_sets[name].__init__).parameters)[1:]
-    for option in options: known(f'{name} option', option, takes)
-    return own_sets[name](**options)
+    known('dataset', name, [*own_sets, *torchvision_sets])
+    for option in options: known(f'{name} option', option, _takes(name))
+    return own_sets[name](**options) if name in own_sets else TorchvisionImages(name, **options)
+
+def _takes(name):
+    "Names of the options of a set"
+    if name in own_sets: return list(inspect.signature(own_sets[name].__init__).parameters)[1:]
+    ours = list(inspect.signature(TorchvisionImages.__init__).parameters)[2:-1] # all but `self`, `name` and `options`
+    import torchvision.datasets as sets
+    return [*ours, *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in ('self', 'download', 'transform', 'target_transform', 'transforms', 'kwargs', *ours))]
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def targets(

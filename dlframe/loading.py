@@ -135,7 +135,7 @@ def _built(manifest, packages):
     parts = build({'model': manifest['model'], 'optimization': {'weights': manifest.get('optimization', {}).get('weights') or {}}}, packages)
     return parts['model'], parts['optimization']['weights']
 
-# %% ../nbs/40_loading.ipynb #7da7ef83
+# %% ../nbs/40_loading.ipynb #5cf32813
 def find_folder(
     run:str|Path, # A folder, or a run of W&B
     weights:Sequence[str]=weight_files[:2] # What to download of its weights: the first of these that is there
@@ -160,9 +160,10 @@ def download(
     weights:Sequence[str]=weight_files[:2] # The first of these that is there
 ) -> Path: # `folder`
     "Bring a run from W&B: manifest, metrics and weights, and its id, under which it can go on"
+    found = _ask(run, lambda api: api.run(run))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as new:
-        _ask(run, lambda api: _bring(api.run(run), Path(new)/'run', ('manifest.json', 'metrics.csv', *weights)))
+        _ask(run, lambda api: _bring(found, Path(new)/'run', ('manifest.json', 'metrics.csv', *weights)))
         (Path(new)/'run/wandb_id').write_text(run.split('/')[-1], encoding='utf-8')
         if folder.exists(): shutil.rmtree(folder)
         os.replace(Path(new)/'run', folder)

@@ -69,13 +69,18 @@ def kernel(there, tmp_path_factory):
     env = environment(home, RUNS_ROOT=there/'runs', DATA_ROOT=there/'nothing', DLFRAME_DEVICES=there/'devices.yaml')
     with Jupyter((ROOT/PAGE).parent, env, home/'kernel.json') as kernel: yield kernel
 
-cells = code()
-training = cells[:1 + next(i for i, c in enumerate(cells) if 'run.fit()' in c)]
+def training(page):
+    "The cells of a page up to the one that trains"
+    cells = code(page)
+    return cells[:1 + next(i for i, c in enumerate(cells) if 'run.fit()' in c)]
 
-def refused(kernel, there, said, **values):
+EXPERIMENTS = (ROOT/PAGE).parent
+pages = {'train': training(ROOT/PAGE), 'gan': training(EXPERIMENTS/'gan.ipynb'), 'evaluate': code(EXPERIMENTS/'evaluate.ipynb')}
+
+def refused(kernel, there, said, page='train', **values):
     before = left(there)
-    error, _ = kernel.run(training, **{'train_for': '5 steps', **values})
-    assert like(said, error)
+    error, _ = kernel.run(pages[page], **{**({} if page == 'evaluate' else {'train_for': '5 steps'}), **values})
+    assert like(said, error), error
     assert left(there) == before
 
 @table(
@@ -85,7 +90,20 @@ def refused(kernel, there, said, **values):
     ({'beta': None}, "ParameterError: `beta` must be of type float, got None"),
     ({'binarize': 1}, "ParameterError: `binarize` must be of type bool, got 1"),
     ({'encoder_widths': 64}, "ParameterError: `encoder_widths` must be of type list[int], got 64"),
-    ({'encoder_widths': ['a']}, "ParameterError: `encoder_widths` must be of type int, got 'a'"))
+    ({'encoder_widths': ['a']}, "ParameterError: `encoder_widths` must be of type int, got 'a'"),
+    ({'predictor_widths': 8}, "ParameterError: `predictor_widths` must be of type list[int], got 8"),
+    ({'schedule': 5}, "ParameterError: `schedule` must be of type dict[str, dict], got 5"),
+    ({'schedule': {'StepLR': 5}}, "ParameterError: `schedule` must be of type dict, got 5"),
+    ({'groups': {'encoder': 0.1}}, "ParameterError: `groups` must be of type dict, got 0.1"),
+    ({'groups': {'encoder': {'lr': 'low'}}}, "TypeError: `groups.encoder.lr` must not be a text, got 'low'"),
+    ({'optimizer_options': {'weight_decay': 'low'}}, "TypeError: `optimizer_options.weight_decay` must not be a text, got 'low'"),
+    ({'weights': {'rate': 'low'}}, "ParameterError: `weights` must be of type float, got 'low'"),
+    ({'weights': 0.1}, "ParameterError: `weights` must be of type dict[str, float], got 0.1"),
+    ({'dataset_options': 32}, "ParameterError: `dataset_options` must be of type dict, got 32"),
+    ({'accumulate': 1.5}, "ParameterError: `accumulate` must be of type int, got 1.5"),
+    ({'compile': 1}, "ParameterError: `compile` must be of type bool, got 1"),
+    ({'deterministic': 'very'}, "ParameterError: `deterministic` must be of type bool, got 'very'"),
+    ({'resume': ['a']}, "ParameterError: `resume` must be of type str, got ['a']"))
 def test_wrong_type(values, said, kernel, there): refused(kernel, there, said, **values)
 
 @table(
@@ -103,8 +121,24 @@ def test_wrong_type(values, said, kernel, there): refused(kernel, there, said, *
     ({'optimizer': 'SparseAdam'}, "…`optimizer` must …, got 'SparseAdam'…"),
     ({'optimizer': 'Muon'}, "…`optimizer` must …, got 'Muon'…"),
     ({'optimizer_options': {'weight_decy': 0.1}}, "UnknownName: `Adam option` must be one of …, got 'weight_decy'; did you mean 'weight_decay'?"),
-    ({'logger': 'wandbb'}, "UnknownName: `logger` must be one of 'files', 'tensorboard', 'wandb', got 'wandbb'; did you mean 'wandb'?"),
+    ({'logger': 'wandbb'}, "UnknownName: `logger` must be one of 'files', 'tensorboard', 'wandb', 'wandb-offline', got 'wandbb'; did you mean 'wandb'?"),
     ({'trainer': {'precison': '32-true'}}, "UnknownName: `trainer` must be one of …, got 'precison'; did you mean 'precision'?"),
+    ({'model': 'classifier', 'encoder': 'deconv'}, "UnknownName: `encoder` must be one of 'mlp', 'conv', got 'deconv'; did you mean 'conv'?"),
+    ({'dataset_options': {'pixels': 32}}, "UnknownName: `digits option` must be one of 'binarize', got 'pixels'"),
+    ({'dataset': 'CelebA', 'dataset_options': {'pixel': 32}}, "UnknownName: `CelebA option` must be one of …, got 'pixel'; did you mean 'pixels'?"),
+    ({'dataset': 'CelebA', 'dataset_options': {'target': 'Smilling'}}, "UnknownName: `target` must be one of …, got 'Smilling'; did you mean 'Smiling'?"),
+    ({'dataset': 'MNIST', 'dataset_options': {'pixel': 32}}, "UnknownName: `MNIST option` must be one of …, got 'pixel'; did you mean 'pixels'?"),
+    ({'schedule': {'CosineAnealingLR': {}}}, "UnknownName: `schedule` must be one of …, got 'CosineAnealingLR'; did you mean 'CosineAnnealingLR'?"),
+    ({'schedule': {'CosineAnnealingLR': {'Tmax': 9}}}, "UnknownName: `CosineAnnealingLR option` must be one of 'T_max', …, got 'Tmax'; did you mean 'T_max'?"),
+    ({'groups': {'encodr': {'lr': 0.1}}}, "UnknownName: `groups` must be one of 'encoder', …, got 'encodr'; did you mean 'encoder'?"),
+    ({'groups': {'encoder': {'lrr': 0.1}}}, "UnknownName: `Adam option` must be one of 'lr', …, got 'lrr'; did you mean 'lr'?"),
+    ({'weights': {'rat': 0.1}}, "UnknownName: `weights` must be one of 'distortion', 'rate', got 'rat'; did you mean 'rate'?"),
+    ({'model': 'classifier', 'weights': {'rate': 0.1}}, "UnknownName: `weights` must be one of 'loss', got 'rate'"),
+    ({'beta_over': '10 epoks'}, "UnknownName: `beta_over` must be one of …, got 'epoks'; did you mean 'epochs'?"),
+    ({'split': 'train+vald'}, "UnknownName: `split` must be one of 'train', 'valid', 'test', got 'vald'; did you mean 'valid'?"),
+    ({'save_every': '1 minut and more'}, "ValueError: `save_every` must be a number and a unit, …"),
+    ({'precision': 'bf17'}, "ValueError: Precision 'bf17' is invalid. …"),
+    ({'logger': 'tensorboard+wandbb'}, "UnknownName: `logger` must be one of …, got 'wandbb'; did you mean 'wandb'?"),
     ({'evaluate_every': '10 epoks'}, "UnknownName: `evaluate_every` must be one of …, got 'epoks'; did you mean 'epochs'?"),
     ({'log_every': '10 stpes'}, "UnknownName: `log_every` must be one of …, got 'stpes'; did you mean 'steps'?"))
 def test_unknown_name(values, said, kernel, there): refused(kernel, there, said, **values)
@@ -125,11 +159,53 @@ def test_unknown_name(values, said, kernel, there): refused(kernel, there, said,
     ({'train_for': 'soon'}, "ValueError: `train_for` must be a number and a unit, like …, got 'soon'"),
     ({'train_for': '0 steps'}, "ValueError: `train_for` must be larger than 0, got '0 steps'"),
     ({'evaluate_every': '0 epochs'}, "ValueError: `evaluate_every` must be larger than 0, got '0 epochs'"),
+    ({'predictor_widths': [8, 0]}, "ValueError: `predictor_widths[1]` must be at least 1, got 0"),
+    ({'optimizer_options': {'lr': 1.}}, "ValueError: `optimizer_options` must not hold 'lr', which is a parameter itself, got 1.0"),
+    ({'schedule': {'CosineAnnealingLR': {'T_max': '10 minutes'}}}, "ValueError: `CosineAnnealingLR.T_max` must be in steps or epochs, got '10 minutes'"),
+    ({'groups': {'encoder': {'lr': -1.}}}, "ValueError: `groups.encoder.lr` must be at least 0, got -1.0"),
+    ({'weights': {'rate': -1.}}, "ValueError: `weights.rate` must be at least 0, got -1.0"),
+    ({'accumulate': 0}, "ValueError: `accumulate` must be at least 1, got 0"),
+    ({'beta_over': '0 epochs'}, "ValueError: `beta_over` must be larger than 0, got '0 epochs'"),
+    ({'save_every': '0 steps'}, "ValueError: `save_every` must be larger than 0, got '0 steps'"),
+    ({'dataset': 'CelebA', 'dataset_options': {'pixels': 0}}, "ValueError: `pixels` must be at least 1, got 0"),
+    ({'resume': 'nowhere'}, "FileNotFoundError: `resume` must be the folder of a run with a checkpoint to go on from, got 'nowhere'"),
     ({'name': '../escaped'}, "ValueError: `name` must be letters, …, got '../escaped'"),
     ({'trainer': {'precision': 'bf17'}}, "…'bf17'…"),
     ({'trainer': {'devices': 0}}, "…devices=0…"),
     ({'trainer': {'gradient_clip_val': 1.}}, "…gradient_clip_val…"))
 def test_impossible_value(values, said, kernel, there): refused(kernel, there, said, **values)
+
+@table(
+    ({'model': 'GNA'}, "UnknownName: `model` must be one of 'GAN', 'VAEGAN', got 'GNA'; did you mean 'GAN'?"),
+    ({'generator': 'conv'}, "UnknownName: `generator` must be one of 'mlp', 'deconv', got 'conv'; did you mean 'deconv'?"),
+    ({'discriminator': 'deconv'}, "UnknownName: `discriminator` must be one of 'mlp', 'conv', got 'deconv'; did you mean 'conv'?"),
+    ({'generator_widths': [0]}, "ValueError: `generator_widths[0]` must be at least 1, got 0"),
+    ({'discriminator_widths': [0]}, "ValueError: `discriminator_widths[0]` must be at least 1, got 0"),
+    ({'model': 'VAEGAN', 'gamma': -1.}, "ValueError: `gamma` must be at least 0, got -1.0"),
+    ({'players': {'discriminator': 3}}, "ParameterError: `players` must be of type dict, got 3"),
+    ({'players': {'discriminatr': {}}}, "UnknownName: `players` must be one of 'discriminator', 'generator', got 'discriminatr'; did you mean 'discriminator'?"),
+    ({'players': {'discriminator': {'lr': 0.}}}, "ValueError: `players.discriminator.lr` must be larger than 0, got 0.0"),
+    ({'players': {'discriminator': {'steps': 0}}}, "ValueError: `players.discriminator.steps` must be at least 1, got 0"),
+    ({'players': {'generator': {'lrr': 1.}}}, "UnknownName: `Adam option` must be one of 'lr', …, got 'lrr'; did you mean 'lr'?"),
+    ({'train_for': '9 decoder_steps'}, "UnknownName: `train_for` must be one of …'generator_steps', got 'decoder_steps'…"),
+    ({'evaluate_every': '9 encoder_steps'}, "UnknownName: `evaluate_every` must be one of …, got 'encoder_steps'…"))
+def test_gan(values, said, kernel, there): refused(kernel, there, said, 'gan', **values)
+
+@table(
+    ({'run': 'nowhere'}, "FileNotFoundError: `run` must be a folder, or a run of W&B like 'entity/project/run_id', got 'nowhere'"),
+    ({'run': '.'}, "FileNotFoundError: `run` must be the folder of a run with a checkpoint, got . without manifest.json"),
+    ({'split': 'tset'}, "UnknownName: `split` must be one of 'train', 'valid', 'test', got 'tset'; did you mean 'test'?"),
+    ({'split': ''}, "UnknownName: `split` must be one of 'train', 'valid', 'test', got ''"),
+    ({'n': -1}, "ValueError: `n` must be at least 0, got -1"),
+    ({'n': 'all'}, "ParameterError: `n` must be of type int, got 'all'"),
+    ({'n_samples': 0}, "ValueError: `n_samples` must be at least 1, got 0"),
+    ({'device': 'gpu'}, "UnknownName: `device` must be one of 'auto', 'cpu', 'cuda', …, got 'gpu'…"),
+    ({'device': 'cuda:99'}, "ValueError: `device` must be one of cpu… on this machine, got 'cuda:99'"),
+    ({'export': '.'}, "FileExistsError: `export` must be a new or an empty folder, got '.'"))
+def test_evaluate(values, said, kernel, there): refused(kernel, there, said, 'evaluate', **values)
+
+def test_evaluate_a_manifest_that_is_none(kernel, there):
+    refused(kernel, there, f"…{there/'runs/taken/manifest.json'} must hold a mapping, got str", 'evaluate', run=str(there/'runs/taken'))
 
 @pytest.fixture
 def variables(kernel):

@@ -1,11 +1,14 @@
-"The train page gives the same numbers however it is started, and leaves a run that can be read and trained again"
+"The pages of experiments: the same numbers however they are started; every model and option by parameter alone; runs that can be read, looked at and trained again"
 import base64, json, os, re, shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from experiment import PAGE, Jupyter, code, dlframe_run, environment, numbers, once, papermill, start, weights
 from tree import ROOT
 
+from dlframe.faces import synthetic_celeba
 from dlframe.loading import load
 from dlframe.vae import VAE
 
@@ -135,7 +138,7 @@ def test_notebook_is_small(long): assert long.stat().st_size < 200_000
 def test_notebook_shows_pictures_and_a_table(long):
     pictures = shown(long, 'image/png')
     assert len(pictures) >= 5 and all(base64.b64decode(p).startswith(b'\x89PNG') for p in pictures)
-    assert any('<table' in ''.join(t) and 'log-likelihood' in ''.join(t) for t in shown(long, 'text/html'))
+    assert any('<table' in ''.join(t) and 'log_likelihood' in ''.join(t) for t in shown(long, 'text/html'))
 
 def test_notebook_has_no_widgets(long): assert 'widget' not in long.read_text('utf-8')
 
@@ -160,3 +163,149 @@ def test_mnist(values, kernel):
     cells = [c for c in code() if 'LogLikelihood(' not in c]
     error, _ = kernel.run(cells, dataset='MNIST', train_for='60 steps', **values)
     assert not error
+
+# Models and options by parameter alone, in a kernel that several tests share
+
+GAN, EVALUATE = (PAGE.replace('train', name) for name in ('gan', 'evaluate'))
+
+@pytest.fixture(scope='session')
+def faces(tmp_path_factory):
+    "A data root with 300 drawn faces"
+    return once(tmp_path_factory, 'faces', lambda to: synthetic_celeba(to, 300))
+
+def before(mark, page=PAGE):
+    "The cells of a page up to the first that holds `mark`"
+    cells = code(ROOT/page)
+    return cells[:1 + next(i for i, c in enumerate(cells) if mark in c)]
+
+class Shared:
+    "A kernel in which one page after another is run with other parameters"
+    def __init__(self, kernel, runs): self.kernel, self.runs = kernel, runs
+
+    def train(self, name, cells=None, **values):
+        "Run the train page, by default up to the end of training; the run's folder"
+        error, _ = self.kernel.run(cells or before('run.fit()'), name=name, **{'train_for': '20 steps', **values})
+        assert not error, error
+        return self.runs/name
+
+    def evaluate(self, run, **values):
+        "Run the evaluate page; its error, and the quantities in its table"
+        error, _ = self.kernel.run(code(ROOT/EVALUATE), run=str(run), n_samples=4, **values)
+        return error, set(self.kernel.cell('print(*numbers(left, measures))')[1].split())
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory, home, faces):
+    to = tmp_path_factory.mktemp('shared')
+    with Jupyter((ROOT/PAGE).parent, environment(home, RUNS_ROOT=to/'runs', DATA_ROOT=faces), to/'kernel.json') as kernel: yield Shared(kernel, to/'runs')
+
+conv, deconv = dict(encoder='conv', encoder_widths=[8, 16]), dict(decoder='deconv', decoder_widths=[16, 8])
+def face(target): return dict(dataset='CelebA', dataset_options={'target': target, 'pixels': 32}, batch_size=32, lr=0.003)
+
+seen = {'VAE': {'loss', 'distortion', 'rate', 'elbo', 'log_likelihood', 'plane/rate', 'plane/distortion', 'active_units/number'},
+        'VIB': {'loss', 'distortion', 'rate', 'active_units/number'}, 'classifier': {'loss'}}
+of_classes, of_numbers = {'accuracy', 'calibration/ece'}, {'target_error/rmse', 'target_error/nll'}
+classes = {'VAE': 'dlframe.vae.VAE', 'VIB': 'dlframe.vib.VIB', 'classifier': 'dlframe.classifier.Classifier'}
+
+@pytest.mark.parametrize('model, values, more', [
+    ('VAE', {**conv, **deconv}, set()), ('VIB', {'beta': 0.001, 'predictor_widths': [32]}, of_classes), ('VIB', {'beta': 0.001, **conv}, of_classes),
+    ('classifier', {}, of_classes), ('classifier', conv, of_classes),
+    ('VAE', {**face('landmarks'), **conv, **deconv}, set()), ('VIB', {**face('landmarks'), **conv, 'beta': 0.001}, of_numbers),
+    ('VIB', {**face('Smiling'), **conv, 'beta': 0.001}, of_classes), ('classifier', {**face('attributes'), **conv}, of_classes)],
+    ids=['VAE digits conv', 'VIB digits mlp', 'VIB digits conv', 'classifier digits mlp', 'classifier digits conv',
+         'VAE faces', 'VIB landmarks', 'VIB smiling', 'classifier attributes'])
+def test_model(model, values, more, shared, request):
+    "The last cell of each page asserts: the model learned; the model that was loaded is the one that was trained"
+    run = shared.train(request.node.callspec.id, code(), model=model, train_for='60 steps', evaluate_every='30 steps', **values)
+    assert json.loads((run/'manifest.json').read_text())['model']['cls'] == classes[model]
+    assert shared.evaluate(run, n=30) == ('', seen[model] | more)
+
+def test_a_model_that_is_not_the_one_that_was_trained(shared):
+    run = shared.train('changed')
+    for other in 'valid', 'train+test': assert shared.evaluate(run, split=other)[0] == ''
+    file = run/'checkpoints/model.safetensors'
+    safetensors.torch.save_file({k: v + .01 for k, v in safetensors.torch.load_file(file).items()}, file)
+    assert shared.evaluate(run)[0].startswith('AssertionError: the model that was loaded is not the one that was trained')
+
+def test_runs_on_the_plane(shared):
+    for beta in 0.1, 1.: run = shared.train(f'beta {beta}', beta=beta)
+    assert shared.evaluate(run)[0] == ''
+    assert "'beta 1.0'" in shared.kernel.cell('print(list(beside))')[1] and int(shared.kernel.cell('print(len(beside))')[1]) >= 2
+
+def weights_of(run): return load(run).model.state_dict()
+def same(a, b, part=''): return all(torch.equal(v, b[k]) for k, v in a.items() if k.startswith(part))
+def manifest_of(run): return json.loads((run/'manifest.json').read_text('utf-8'))
+def last(run, name): return load(run).metrics[name].dropna().iloc[-1]
+
+def test_schedule(shared):
+    "With a learning rate that falls to nothing after 5 steps, 20 steps lead where 5 do"
+    schedule = {'StepLR': {'step_size': '5 steps', 'gamma': 0.}}
+    short, long, without = shared.train('schedule 5', train_for='5 steps', schedule=schedule), shared.train('schedule 20', schedule=schedule), shared.train('no schedule')
+    assert manifest_of(long)['optimization']['schedule'] == schedule
+    assert weights(short) == weights(long) != weights(without)
+
+def test_groups(shared):
+    "What does not learn is the same after 5 steps and after 20"
+    groups = {'encoder': {'lr': 0.}}
+    short, long = shared.train('groups 5', train_for='5 steps', groups=groups), shared.train('groups 20', groups=groups)
+    assert manifest_of(long)['optimization']['groups'] == groups
+    assert same(weights_of(short), weights_of(long), 'encoder') and not same(weights_of(short), weights_of(long), 'decoder')
+
+def test_weights(shared):
+    "A weight of the rate is a beta, also for who loads the run"
+    weighed, beta = shared.train('weighed', weights={'rate': 0.1}), shared.train('beta', beta=0.1)
+    assert manifest_of(weighed)['optimization']['weights'] == {'rate': 0.1} and manifest_of(weighed)['model']['beta'] == 1.
+    assert weights(weighed) == weights(beta)
+    assert [last(weighed, f'{split}/loss') for split in ('train', 'valid')] == [last(beta, f'{split}/loss') for split in ('train', 'valid')]
+    assert shared.evaluate(weighed)[0] == ''
+
+def test_accumulate(shared):
+    "Two gradients of half a batch are one of the whole: the networks start alike and learn alike, but for noise and rounding"
+    whole, pieces = shared.train('whole', model='classifier'), shared.train('pieces', model='classifier', accumulate=2)
+    assert manifest_of(pieces)['optimization']['accumulate'] == 2
+    assert last(pieces, 'valid/loss') == pytest.approx(last(whole, 'valid/loss'), rel=1e-4)
+    assert weights(pieces) != weights(whole) # sums in another order
+
+def test_beta_over(shared):
+    run = shared.train('ramp', beta=0.5, beta_over='40 steps')
+    beta, metrics = manifest_of(run)['model']['beta'], load(run).metrics
+    assert beta['cls'] == 'dlframe.ramps.Ramp' and (beta['end'], beta['over']) == (0.5, '40 steps')
+    first, end = metrics.loc[0], metrics.loc[20]
+    assert first['valid/loss'] == pytest.approx(first['valid/distortion'])
+    assert end['valid/loss'] == pytest.approx(end['valid/distortion'] + 0.5*19/40*end['valid/rate'])
+    assert shared.evaluate(run)[0] == ''
+
+def test_resume(shared, home, faces):
+    "Half the steps and then the other half are all of them, to the last bit"
+    often = dict(evaluate_every='30 steps', log_every='30 steps')
+    half, whole = shared.train('half', train_for='30 steps', **often), shared.train('all', train_for='60 steps', **often)
+    assert weights(half) != weights(whole)
+    good(papermill(PAGE, shared.runs/'resumed.ipynb', environment(home, RUNS_ROOT=shared.runs, DATA_ROOT=faces), resume=half, train_for='60 steps'))
+    assert [r['steps'] for r in manifest_of(half)['resumed']] == [30]
+    assert weights(half) == weights(whole) and numbers(half) == numbers(whole)
+
+def test_several_loggers(shared):
+    run = shared.train('loggers', logger='tensorboard+wandb-offline')
+    logs = [(run/'metrics.csv'), *run.rglob('events.out.tfevents.*'), *run.rglob('offline-run-*/*.wandb')]
+    assert len(logs) == 3 and all(b'valid/elbo' in f.read_bytes() for f in logs)
+
+def test_export(shared, tmp_path):
+    run = shared.train('exported')
+    assert shared.evaluate(run, export=str(tmp_path/'hub'))[0] == ''
+    assert same(weights_of(tmp_path/'hub'), weights_of(run))
+    assert shared.evaluate(tmp_path/'hub') == ('', seen['VAE'])
+
+@pytest.mark.parametrize('model', ['GAN', 'VAEGAN'])
+def test_gan(model, home, tmp_path):
+    "The page's last cell asserts that its samples are more like the data than at the start"
+    env = environment(home, RUNS_ROOT=tmp_path/'runs')
+    few = dict(generator_widths='[64]', discriminator_widths='[64]', train_for='60 epochs', evaluate_every='200 generator_steps')
+    good(papermill(GAN, tmp_path/'out.ipynb', env, model=model, name=model, **few))
+    good(papermill(EVALUATE, tmp_path/'look.ipynb', env, run=tmp_path/'runs'/model, split='valid'))
+    assert 'are seen again' in (tmp_path/'look.ipynb').read_text('utf-8')
+    assert len(shown(tmp_path/'look.ipynb', 'image/png')) >= {'GAN': 2, 'VAEGAN': 5}[model]
+
+def test_evaluate_takes_the_newest_run_or_makes_one(home, tmp_path):
+    env = environment(home, RUNS_ROOT=tmp_path/'runs')
+    for i in range(2): good(papermill(EVALUATE, tmp_path/f'{i}.ipynb', env))
+    assert len([*(tmp_path/'runs').iterdir()]) == 1
+    assert any('log_likelihood' in ''.join(t) for t in shown(tmp_path/'1.ipynb', 'text/html'))

@@ -118,7 +118,7 @@ def rehearse(
     try: observe(optimization, look)
     except RuntimeError as e: raise ValueError(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
 
-# %% ../nbs/42_run.ipynb #e91bd6c8
+# %% ../nbs/42_run.ipynb #93555a36
 @patch
 def begin(self:Run,
     go_on:bool=False # Is the folder there already, to be continued?
@@ -144,7 +144,7 @@ def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     "Callbacks and machine, as Lightning wants them"
     device = find_device()
     if device.threads: torch.set_num_threads(device.threads)
-    callbacks = [LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(self.train_for), Interrupt(), Checkpoint(self.save_every), Progress(self.train_for)]
+    callbacks = [Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(self.train_for), Checkpoint(self.save_every), Progress(self.train_for)]
     if watched() and 'ipykernel' in sys.modules: callbacks.append(Live())
     options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'strategy': device.strategy,
                'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer}

@@ -203,7 +203,7 @@ def restore(
     torch.set_rng_state(states['torch'])
     if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
 
-# %% ../nbs/35_callbacks.ipynb #1597baeb
+# %% ../nbs/35_callbacks.ipynb #938158ac
 class Interrupt(Callback):
     "Turn the first interrupt into an orderly stop after the step"
     def __init__(self): self.before = None
@@ -220,11 +220,11 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if pl_module.asked_to_stop if trainer.world_size == 1 else pl_module.shared[2]: pl_module.interrupted = trainer.should_stop = True
 
-    def on_train_end(self, trainer, pl_module):
+    def on_fit_end(self, trainer, pl_module): # after the evaluations at the end, which are finished as well
         if self.before is not None: signal.signal(signal.SIGINT, self.before)
         self.before = None
 
-    def on_exception(self, trainer, pl_module, exception): self.on_train_end(trainer, pl_module)
+    def on_exception(self, trainer, pl_module, exception): self.on_fit_end(trainer, pl_module)
 
 # %% ../nbs/35_callbacks.ipynb #a08a16ed
 def watched() -> bool: # Is there a person in front of it?

@@ -127,7 +127,7 @@ def rehearse(
     try: observe(optimization, look)
     except RuntimeError as e: raise ValueError(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
 
-# %% ../nbs/42_run.ipynb #6871eae6
+# %% ../nbs/42_run.ipynb #fba6534b
 @patch
 def begin(self:Run,
     go_on:bool=False # Is the folder there already, to be continued?
@@ -155,7 +155,7 @@ def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     device, trial = find_device(), int(self.trainer.get('fast_dev_run', 0)) # Lightning's would log and save nothing
     if device.threads: torch.set_num_threads(device.threads)
     train_for = Duration(trial, 'steps') if trial else self.train_for
-    callbacks = [LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for), Interrupt(), Checkpoint(self.save_every), Progress(train_for)]
+    callbacks = [Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for), Checkpoint(self.save_every), Progress(train_for)]
     if watched() and 'ipykernel' in sys.modules: callbacks.append(Live())
     options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'strategy': device.strategy,
                'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer, 'fast_dev_run': False}

@@ -41,11 +41,13 @@ class Jupyter:
     def __enter__(self): return self
     def __exit__(self, *args): self.client.stop_channels(), self.manager.shutdown_kernel(now=True)
 
-    def cell(self, source):
-        "Run a cell; its error as text, `''` if there was none, and what it said"
-        said = []
+    def cell(self, source, listen=lambda message: None):
+        "Run a cell; its error as text, `''` if there was none, and what it said; all that came is in `heard`, and goes to `listen` as it comes"
+        said, self.heard = [], []
         def hear(message):
+            self.heard.append(message)
             if message['msg_type'] == 'stream': said.append(message['content']['text'])
+            listen(message)
         reply = self.client.execute_interactive(source, allow_stdin=True, output_hook=hear, timeout=300)['content']
         return '' if reply['status'] == 'ok' else f"{reply['ename']}: {reply['evalue']}", ''.join(said)
 

@@ -45,7 +45,7 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #666b34e9
+# %% ../nbs/42_run.ipynb #86812a49
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -77,10 +77,6 @@ class Run(Part):
 
     @property
     def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
-
-    def _remark(self):
-        state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
-        return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
 
     def manifest(self) -> dict: # Plain data
         "What `build` needs to make this run again, and what else is known of it"
@@ -182,6 +178,12 @@ def end(self:Run,
     if trainer.world_size > 1 and not o.counters['steps']: o.on_load_checkpoint(torch.load(self.folder/'checkpoints/last.ckpt', weights_only=True)) # trained in processes that a notebook forked
     if o.interrupted: print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})")
     else: save_whole(lambda path: safetensors.torch.save_model(o.model, str(path)), weights)
+
+# %% ../nbs/42_run.ipynb #dc53ff23
+@patch
+def _remark(self:Run):
+    state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
+    return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
 
 # %% ../nbs/42_run.ipynb #50ecd2bd
 class Live(pl.Callback):

@@ -54,7 +54,7 @@ def keep_code(
     changes = _git('diff', 'HEAD')
     if changes and len(changes) <= most: (folder/'code.patch').write_text(changes + '\n', encoding='utf-8')
 
-# %% ../nbs/42_run.ipynb #09835cd6
+# %% ../nbs/42_run.ipynb #c7d7c504
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -86,10 +86,6 @@ class Run(Part):
 
     @property
     def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
-
-    def _remark(self):
-        state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
-        return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
 
     def manifest(self) -> dict: # Plain data
         "What `build` needs to make this run again, and what else is known of it"
@@ -195,6 +191,12 @@ def end(self:Run,
         self.logger.finalize('interrupted')
         print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})")
     else: save_whole(lambda path: safetensors.torch.save_model(o.model, str(path)), weights)
+
+# %% ../nbs/42_run.ipynb #36af444e
+@patch
+def _remark(self:Run):
+    state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
+    return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
 
 # %% ../nbs/42_run.ipynb #50ecd2bd
 class Live(pl.Callback):

@@ -74,7 +74,7 @@ class Logger(Part, LightningLogger):
         for name, value in metrics.items():
             if name != 'epoch': self.log(name, Scalar(float(value)), self.counters())
 
-# %% ../nbs/33_loggers.ipynb #c25c7604
+# %% ../nbs/33_loggers.ipynb #79cfc9f1
 def _numbers(name, entry):
     "The numbers in an entry, by name"
     if isinstance(entry, Scalar): return {name: entry.value}
@@ -105,7 +105,7 @@ def _open_lines(path):
 
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
-    axes, bytes = ('steps', 'epochs', 'samples', 'seconds'), None
+    axes, bytes, file = ('steps', 'epochs', 'samples', 'seconds'), None, None
 
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
@@ -126,14 +126,15 @@ class FileLogger(Logger):
 
     def flush(self):
         "Hand what was logged to the operating system"
-        self.file.flush()
+        if self.file: self.file.flush()
         self.flushed = time.monotonic()
 
     def finalize(self, status):
         super().finalize(status)
         self.flush()
 
-    def close(self): self.file.close()
+    def close(self):
+        if self.file: self.file.close()
 
     def state_dict(self):
         self.flush()

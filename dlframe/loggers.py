@@ -102,10 +102,10 @@ def _open_lines(path):
     file.truncate(file.read().rfind(b'\n') + 1)
     return io.TextIOWrapper(file, encoding='utf-8', newline='')
 
-# %% ../nbs/33_loggers.ipynb #6c8d5ce2
+# %% ../nbs/33_loggers.ipynb #8e66e2f4
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
-    axes, bytes = ('steps', 'epochs', 'samples', 'seconds'), None
+    axes, bytes, file = ('steps', 'epochs', 'samples', 'seconds'), None, None
 
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
@@ -126,14 +126,15 @@ class FileLogger(Logger):
 
     def flush(self):
         "Hand what was logged to the operating system"
-        self.file.flush()
+        if self.file: self.file.flush()
         self.flushed = time.monotonic()
 
     def finalize(self, status):
         super().finalize(status)
         self.flush()
 
-    def close(self): self.file.close()
+    def close(self):
+        if self.file: self.file.close()
 
     def state_dict(self):
         self.flush()

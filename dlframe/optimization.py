@@ -226,7 +226,7 @@ def train_dataloader(self:Optimization):
 @patch
 def on_after_batch_transfer(self:Optimization, batch, dataloader_idx): return as_model(self.model, self.data.prepare(batch))
 
-# %% ../nbs/34_optimization.ipynb #75707efe
+# %% ../nbs/34_optimization.ipynb #dda3c6f0
 @patch
 def objective(self:Optimization,
     batch:dict[str, Tensor], # A prepared batch
@@ -257,7 +257,7 @@ def training_step(self:Optimization,
     optimizer = self.choose(turn)
     optimizer.zero_grad()
     parts, rows = [], self.rows(batch)
-    for piece in pieces(batch, self.accumulate):
+    for piece in pieces(batch, min(self.accumulate, int(rows))): # as many in each of the processes that train together, for they wait for each other
         with validation(not self.checked): terms = self.objective(piece, turn)
         if not self.checked: check_terms(self.model, piece, terms)
         self.manual_backward(terms['loss'].sum()/rows)

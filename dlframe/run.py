@@ -53,13 +53,13 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': _gpu(),
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #49188eec
+# %% ../nbs/42_run.ipynb #f850e97a
 def keep_code(
     folder:Path, # The run's folder
     most:int=2_000_000 # Characters; more is no change of code but somebody's data
 ) -> None:
     "Write what differs from the commit, in files that git knows"
-    changes = _git('diff', 'HEAD')
+    changes = _said('git', 'diff', 'HEAD')
     if changes and len(changes) <= most: (folder/'code.patch').write_text(changes + '\n', encoding='utf-8')
 
 # %% ../nbs/42_run.ipynb #c7d7c504

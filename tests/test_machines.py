@@ -1,15 +1,27 @@
 "Several processes train as one does; number formats, compiled models and device profiles as they are in real runs"
-import itertools, json, os, signal, subprocess, sys, time
+import json, math, multiprocessing, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
-import torch
+import pytorch_lightning as pl
+import safetensors.torch
 import together
-from experiment import environment, numbers, once
+import torch
+from experiment import PAGE, Jupyter, environment, numbers, once, papermill
+from pytorch_lightning.plugins import MixedPrecision
 from tree import ROOT
 
+from dlframe.architectures import decoder, encoder
+from dlframe.callbacks import Evaluate
+from dlframe.evaluation import Terms
+from dlframe.faces import CelebA, synthetic_celeba
+from dlframe.images import images
 from dlframe.loading import load
+from dlframe.optimization import Optimization
+from dlframe.priors import prior
 from dlframe.run import Run
+from dlframe.specs import Part
+from dlframe.vae import VAE
 
 def bounded(*command, env, cwd, seconds=240):
     "Run a command that starts others; none of them is left when it has ended, or after so many seconds"
@@ -136,3 +148,121 @@ def test_what_is_in_no_file_cannot_be_started_again(two, home, tmp_path):
     r = bounded(sys.executable, '-c', 'from dlframe.run import main; main()', *words, env=environment(home, RUNS_ROOT=tmp_path/'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT}/tests'), cwd=tmp_path)
     assert r.returncode == 1 and '`devices` must be 1 in a program that is in no file' in r.stderr and 'Traceback' not in r.stderr
     assert not (tmp_path/'runs').exists()
+
+def interrupt_when(kernel, metrics, seconds=60):
+    "Press the button of Jupyter as soon as a loss is in the file"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (metrics.exists() and 'train/' in metrics.read_text()): time.sleep(.1)
+    kernel.manager.interrupt_kernel()
+
+def test_in_a_notebook_the_kernel_is_forked(two, home, tmp_path):
+    "With threads of OpenMP running, which a fork does not copy; and afterwards one process can train in the same kernel"
+    env = {**environment(home, RUNS_ROOT=tmp_path/'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT}/tests'), 'OMP_NUM_THREADS': '4'}
+    with Jupyter(tmp_path, env, tmp_path/'kernel.json') as kernel:
+        def do(*lines):
+            error, said = kernel.cell('\n'.join(lines))
+            assert not error, said
+        do('import together, torch', 'from dlframe.loading import load', 'torch.set_num_threads(4)', 'a = torch.rand(500, 500)', '(a@a).exp().sum()')
+        do("run = together.new(together.vae, 2, '18 steps', name='whole', save_every='5 steps', callbacks=[together.Noise()]).fit()",
+           "assert (run.optimization.counters['steps'], run.optimization.interrupted, torch.get_num_threads()) == (18, False, 4)",
+           "assert all(map(torch.equal, load(run.folder, packages=['together']).model.parameters(), run.optimization.model.parameters()))")
+        do("assert run.resume(run.folder, '20 steps', packages=['together']).optimization.counters['steps'] == 20")
+        error, _ = kernel.cell("together.new(together.vae, 2, '18 steps', name='broken', callbacks=[together.Fail(5, 1)]).fit()")
+        assert 'the cable' in error
+        threading.Thread(target=interrupt_when, args=(kernel, tmp_path/'runs/stopped/metrics.csv')).start()
+        do("run = together.new(together.vae, 2, '10 minutes', name='stopped', evaluations=[]).fit()",
+           "assert run.optimization.interrupted and run.optimization.counters['steps'] > 1")
+        do("assert together.new(together.vae, 1, '3 steps', name='alone').fit().optimization.counters['steps'] == 3")
+    assert [r for r in numbers(tmp_path/'runs/whole') if int(r['steps']) < 18] == [r for r in numbers(two/'whole') if int(r['steps']) < 18]
+    assert not list((tmp_path/'runs').rglob('checkpoints/.*'))
+
+compiler = pytest.mark.skipif(not any(map(shutil.which, ('g++', 'clang++', 'cl'))), reason='there is no C++ compiler to compile a model with')
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv('RUNS_ROOT', str(tmp_path/'runs'))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path/'inductor'))
+    monkeypatch.setenv('TORCHINDUCTOR_COMPILE_THREADS', '1')  # no pool of compilers, which would outlive the test
+    return tmp_path/'runs'
+
+def losses(folder): return [float(r['value']) for r in numbers(folder) if r['name'] == 'valid/loss']
+
+@compiler
+def test_a_compiled_model_trains_as_it_does_otherwise(runs):
+    "The last batch is smaller than the others"
+    for compile in False, True: together.new(together.classifier, 1, '12 steps', {'compile': compile}, name=f'compiled-{compile}').fit()
+    for a, b in zip(model(runs/'compiled-True').parameters(), model(runs/'compiled-False').parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert losses(runs/'compiled-True')[-1] == pytest.approx(losses(runs/'compiled-False')[-1], rel=1e-4)
+
+@compiler
+def test_a_compiled_model_with_noise_learns(runs):
+    run = together.new(together.vae, 1, '12 steps', {'compile': True}, name='compiled').fit()
+    assert losses(runs/'compiled')[-1] < .8*losses(runs/'compiled')[0]
+    assert type(run.optimization.compiled).__name__ == 'OptimizedModule'
+    for a, b in zip(model(runs/'compiled').parameters(), run.optimization.model.parameters()): assert torch.equal(a, b)
+
+def test_without_a_compiler_nothing_is_written(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CXX', raising=False)
+    with pytest.raises(ValueError, match='`compile` must be False where there is no C.. compiler, got True'): together.new(together.vae, 1, '1 step', {'compile': True}, name='never').fit()
+    assert not runs.exists()
+
+def lightning(scaler):
+    "A trainer in half precision whose losses are scaled, as they are on a GPU"
+    half = MixedPrecision('16-mixed', 'cpu', scaler)
+    return pl.Trainer(accelerator='cpu', plugins=[half], max_steps=1, max_epochs=1, limit_train_batches=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+
+def moved(scale, clip, **optimizer):
+    "How far one step with learning rate 1 moves the weights, and the scale after it"
+    torch.manual_seed(0)
+    optimization, scaler = Optimization(together.classifier(), images('digits'), 'SGD', lr=1., gradient_clip=clip, **optimizer), torch.amp.GradScaler('cpu', init_scale=scale)
+    before = [p.detach().clone() for p in optimization.model.parameters()]
+    torch.manual_seed(1)
+    lightning(scaler).fit(optimization)
+    return torch.cat([(a - b).flatten() for a, b in zip(before, optimization.model.parameters())]).detach().norm().item(), scaler.get_scale()
+
+@pytest.mark.parametrize('fused', [True, False])
+def test_the_gradient_that_is_clipped_is_that_of_the_loss_without_its_scale(fused):
+    free, _ = moved(1024., None, fused=fused)
+    assert free > .1
+    assert moved(1024., .05, fused=fused)[0] == pytest.approx(.05, rel=1e-3)
+    assert moved(1024., 2*free, fused=fused)[0] == pytest.approx(free, rel=1e-3)  # one that is short enough stays
+
+def test_a_step_whose_gradient_overflows_is_left_out_clipped_or_not():
+    assert moved(2.**40, .05) == moved(2.**40, None) == (0., 2.**39)
+
+class Seen(Part, pl.Callback):
+    "What the machine is, as the run sees it"
+    def on_train_start(self, trainer, pl_module):
+        loader = trainer.train_dataloader
+        self.seen = torch.get_num_threads(), loader.workers, type(loader.split).__name__, trainer.precision
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): self.readers = len(multiprocessing.active_children())
+
+def test_a_device_profile_reaches_the_run(tmp_path, monkeypatch):
+    synthetic_celeba(tmp_path/'disk/faces', 120)
+    (tmp_path/'devices.yaml').write_text('cluster: {accelerator: cpu, data_root: $SCRATCH/faces, runs_root: "${SCRATCH}/runs", threads: 3, workers: 2, precision: bf16-mixed, download: false}\n')
+    for name in 'RUNS_ROOT', 'DATA_ROOT': monkeypatch.delenv(name, raising=False)
+    for name, value in dict(DLFRAME_DEVICES=tmp_path/'devices.yaml', DEVICE_NAME='cluster', SCRATCH=tmp_path/'disk').items(): monkeypatch.setenv(name, str(value))
+    data, seen, threads = CelebA('Smiling', pixels=16), Seen(), torch.get_num_threads()
+    torch.manual_seed(0)
+    model = VAE(encoder('mlp', data.shape, 4, [16]), decoder('mlp', 4, data.shape, [16]), prior('standard_normal', 4))
+    run = Run(Optimization(model, data, lr=3e-3, batch_size=32), '3 epochs', [Evaluate(Terms('valid'), '1 epoch')], name='faces', callbacks=[seen]).fit()
+    assert run.folder == tmp_path/'disk/runs/faces'
+    assert seen.seen == (3, 2, 'Items', 'bf16-mixed') and seen.readers == 2
+    assert torch.get_num_threads() == threads
+    made = json.loads((run.folder/'manifest.json').read_text())['made']['device']
+    assert (made['name'], made['data_root']) == ('cluster', str(tmp_path/'disk/faces'))
+    assert {p.dtype for p in run.optimization.model.parameters()} == {torch.float32}
+    assert all(map(math.isfinite, losses(run.folder))) and losses(run.folder)[-1] < losses(run.folder)[0]
+    again = load(run.folder).model
+    for a, b in zip(again.parameters(), run.optimization.model.parameters()): assert torch.equal(a, b)
+
+def test_the_page_takes_precision_and_determinism(home, tmp_path):
+    "Its last cell asserts that the model learned"
+    given = dict(name='page', model='classifier', precision='bf16-mixed', deterministic='True', trainer='{accelerator: cpu}', train_for='20 epochs')
+    r = papermill(ROOT/PAGE, tmp_path/'out.ipynb', environment(home, RUNS_ROOT=tmp_path/'runs'), **given)
+    assert r.returncode == 0, r.stderr
+    manifest = json.loads((tmp_path/'runs/page/manifest.json').read_text())
+    assert manifest['run']['trainer'] == {'accelerator': 'cpu', 'precision': 'bf16-mixed', 'deterministic': True}
+    assert {v.dtype for v in safetensors.torch.load_file(tmp_path/'runs/page/checkpoints/model.safetensors').values()} == {torch.float32}

@@ -15,7 +15,7 @@ from .data import Data
 from .faces import CelebA
 from .images import Digits, TorchvisionImages, torchvision_sets
 
-# %% ../nbs/24_datasets.ipynb #07331493
+# %% ../nbs/24_datasets.ipynb #c8374f08
 own_sets = {'digits': Digits, 'CelebA': CelebA}
 
 def dataset(
@@ -30,9 +30,10 @@ def dataset(
 def _takes(name):
     "Names of the options of a set"
     if name in own_sets: return list(inspect.signature(own_sets[name].__init__).parameters)[1:]
-    ours = list(inspect.signature(TorchvisionImages.__init__).parameters)[2:-1] # all but `self`, `name` and `options`
     import torchvision.datasets as sets
-    return [*ours, *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in ('self', 'download', 'transform', 'target_transform', 'transforms', 'kwargs', *ours))]
+    ours = list(inspect.signature(TorchvisionImages.__init__).parameters)[2:-1] # all but `self`, `name` and `options`
+    said = {'self', 'download', 'transform', 'target_transform', 'transforms', 'kwargs', *ours} # elsewhere
+    return [*ours, *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in said)]
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def targets(

@@ -103,7 +103,7 @@ def test_wrong_type(values, said, kernel, there): refused(kernel, there, said, *
     ({'optimizer': 'SparseAdam'}, "…`optimizer` must …, got 'SparseAdam'…"),
     ({'optimizer': 'Muon'}, "…`optimizer` must …, got 'Muon'…"),
     ({'optimizer_options': {'weight_decy': 0.1}}, "UnknownName: `Adam option` must be one of …, got 'weight_decy'; did you mean 'weight_decay'?"),
-    ({'logger': 'wandbb'}, "UnknownName: `logger` must be one of 'files', 'tensorboard', 'wandb', got 'wandbb'; did you mean 'wandb'?"),
+    ({'logger': 'wandbb'}, "UnknownName: `logger` must be one of 'files', 'tensorboard', 'wandb', 'wandb-offline', got 'wandbb'; did you mean 'wandb'?"),
     ({'trainer': {'precison': '32-true'}}, "UnknownName: `trainer` must be one of …, got 'precison'; did you mean 'precision'?"),
     ({'evaluate_every': '10 epoks'}, "UnknownName: `evaluate_every` must be one of …, got 'epoks'; did you mean 'epochs'?"),
     ({'log_every': '10 stpes'}, "UnknownName: `log_every` must be one of …, got 'stpes'; did you mean 'steps'?"))

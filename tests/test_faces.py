@@ -11,7 +11,8 @@ from dlframe.evaluation import Terms
 from dlframe.faces import CelebA, synthetic_celeba
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.run import Run, load
+from dlframe.loading import load
+from dlframe.run import Run
 from dlframe.vae import VAE
 
 @pytest.fixture(scope='module')

@@ -148,14 +148,14 @@ def in_short(
     rest = [f'… and {len(way) - len(kept)} more calls: %tb shows them'] if len(way) > len(kept) else []
     return '\n'.join([*(_place(f, at, cells) for f, at in kept), *rest, '', *message])
 
-# %% ../nbs/41_params.ipynb #f602e93c
+# %% ../nbs/41_params.ipynb #17003cd7
 def _shell():
     return sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
 
 def _show(shell, kind, error, trace, tb_offset=None):
     "Called by IPython in place of its own way to show an error"
     attended = getattr(getattr(shell, 'kernel', None), '_allow_stdin', True)
-    special = isinstance(error, (SyntaxError, BaseExceptionGroup)) or hasattr(error, '_render_traceback_') or kind.__name__ == 'UsageError'
+    special = isinstance(error, SyntaxError) or hasattr(error, 'exceptions') or hasattr(error, '_render_traceback_') or kind.__name__ == 'UsageError'
     if special or not attended or shell.call_pdb or os.environ.get('DLFRAME_DEBUG'): return shell.showtraceback(running_compiled_code=True)
     sys.last_type, sys.last_value, sys.last_traceback, sys.last_exc = kind, error, trace.tb_next, error
     cells = {at.filename: ' '.join(shell.compile.format_code_name(at.filename) or ('a', 'cell')) for f, at in _way(error) if f.f_globals is shell.user_ns}

@@ -123,11 +123,11 @@ def _own(
 
 def _ours(frame): return frame.f_globals.get('__name__', '').startswith('dlframe.')
 
-# %% ../nbs/41_params.ipynb #f02c6309
+# %% ../nbs/41_params.ipynb #9c924126
 def _place(frame, at, cells):
     "Where a call was, and its lines"
     file = cells.get(at.filename) or (f"dlframe/{os.path.basename(at.filename)}" if _ours(frame) else os.path.relpath(at.filename) if os.path.exists(at.filename) else 'a cell')
-    lines = ''.join(linecache.getline(at.filename, n) for n in range(at.lineno, min(at.end_lineno or at.lineno, at.lineno + 3) + 1))
+    lines = ''.join(linecache.getline(at.filename, n) for n in range(at.lineno, min(getattr(at, 'end_lineno', None) or at.lineno, at.lineno + 3) + 1))
     code = [shorten(line, 110, placeholder=' …') if len(line) > 110 else line for line in dedent(lines).rstrip().splitlines()]
     if _ours(frame) and 'raise ' in lines: code = [] # which says what the message says
     inside = '' if at.name == '<module>' else f', in {at.name}'

@@ -6,7 +6,7 @@
 __all__ = ['attribute_names', 'landmark_names', 'write_celeba', 'synthetic_celeba', 'Lists', 'read_lists', 'crop_picture',
            'crop_landmarks', 'mirror_landmarks', 'CelebA']
 
-# %% ../nbs/23_faces.ipynb #69bb5747
+# %% ../nbs/23_faces.ipynb #b9829dd2
 import csv, os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .checks import known, whole
-from .data import Data, Items, Split
+from .data import Data, Items
 from .devices import find_device
 from .images import fetch
 

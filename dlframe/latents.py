@@ -6,7 +6,7 @@
 __all__ = ['posteriors', 'posterior_means', 'Traversal', 'between', 'Interpolation', 'LatentMap', 'plane', 'ActiveUnits', 'bars',
            'prior_of', 'RateDistortion', 'rate_distortion', 'kl_per_latent', 'KLPerLatent']
 
-# %% ../nbs/36_latents.ipynb #96583008
+# %% ../nbs/36_latents.ipynb #cd08555c
 from collections.abc import Iterator, Mapping
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .checks import known, real, whole
-from .distributions import DiagonalNormal, StandardNormal, centre, kl
+from .distributions import DiagonalNormal, centre, kl
 from .entries import Figure, Scalar, Scalars, grid
 from .evaluation import Evaluator, as_images
 from .models import Decodes, Encodes

@@ -6,7 +6,7 @@
 __all__ = ['weight_files', 'load_weights', 'Loaded', 'torch_device', 'find_weights', 'load', 'find_folder', 'download', 'curves',
            'run_folders', 'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #6ef1754d
+# %% ../nbs/40_loading.ipynb #3d4498e0
 import json, math, os, pickle, re, shutil, tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import safetensors.torch
 import torch
-from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .checks import known

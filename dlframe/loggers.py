@@ -6,7 +6,7 @@
 __all__ = ['loggers', 'Logger', 'apart', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #8f31b218
+# %% ../nbs/33_loggers.ipynb #273fa69a
 import csv, html, io, os, secrets, ssl, time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from pytorch_lightning.loggers import Logger as LightningLogger
 
 from .checks import known
-from .entries import Entry, Figure, Image, Scalar, Scalars, Table, Text
+from .entries import Entry, Figure, Image, Scalar, Table, Text
 from .specs import Part
 
 # %% ../nbs/33_loggers.ipynb #bf6b26dc

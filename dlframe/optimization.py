@@ -6,7 +6,7 @@
 __all__ = ['optimizers', 'make_optimizer', 'longest_prefix', 'parameter_groups', 'schedules', 'in_steps', 'make_schedules',
            'leaves', 'weigh', 'Stopwatch', 'Optimization', 'pieces', 'Untimed']
 
-# %% ../nbs/34_optimization.ipynb #35778c4f
+# %% ../nbs/34_optimization.ipynb #f7b548f1
 import inspect, time
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
-from .checks import UnknownName, known, real, whole
+from .checks import known, real, whole
 from .data import Data, Loader
 from .devices import find_device
 from .distributions import validation

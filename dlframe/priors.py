@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['priors', 'StandardNormalPrior', 'MixturePrior', 'prior']
 
-# %% ../nbs/03_priors.ipynb #ca40a3f8
-import math
+# %% ../nbs/03_priors.ipynb #dd6273b3
 from collections.abc import Sequence
 
 import torch
 import torch.distributions as td
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Distribution
 
 from .checks import known, real, whole, wholes

@@ -148,7 +148,7 @@ class Data(Part):
         "Shape of one `x`"
         return tuple(self[self.splits[0]][0]['x'].shape)
 
-# %% ../nbs/21_data.ipynb #98922e0f
+# %% ../nbs/21_data.ipynb #8f7cce38
 class Loader:
     "Batches of a split, in a new order each epoch if shuffled; knows its position"
     def __init__(self,
@@ -173,21 +173,33 @@ class Loader:
         full, rest = divmod(len(self.split), self.batch_size)
         return full + (rest >= self.world)
 
-    def order(self) -> Tensor: # Row numbers, `[n]`
-        "The order of this epoch"
+    def order(self,
+        epoch:int|None=None # Number of the epoch; this one by default
+    ) -> Tensor: # Row numbers, `[n]`
+        "The order of an epoch"
         if not self.shuffle: return torch.arange(len(self.split))
-        generator = torch.Generator().manual_seed(self.seed*1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed*1_000_003 + (self.epoch if epoch is None else epoch))
         return torch.randperm(len(self.split), generator=generator)
 
     def state_dict(self): return {'epoch': self.epoch, 'position': self.position, 'seed': self.seed}
     def load_state_dict(self, state): self.epoch, self.position, self.seed = state['epoch'], state['position'], state.get('seed', self.seed)
 
-# %% ../nbs/21_data.ipynb #d15ac08a
+# %% ../nbs/21_data.ipynb #6ebca203
 @patch
-def shares(self:Loader) -> list[Tensor]: # Row numbers
-    "This process's rows of each batch of this epoch"
-    parts = self.order().split(self.batch_size)
+def shares(self:Loader,
+    epoch:int|None=None # Number of the epoch; this one by default
+) -> list[Tensor]: # Row numbers
+    "This process's rows of each batch of an epoch"
+    parts = self.order(epoch).split(self.batch_size)
     return parts if self.world == 1 else [part.tensor_split(self.world)[self.rank] for part in parts[:len(self)]]
+
+@patch
+def rows(self:Loader,
+    batch:int # Which one, counted from 0 since the first epoch began
+) -> Tensor: # Row numbers
+    "This process's rows of any batch, given or not: for whoever wants to know what was in it"
+    epoch, position = divmod(batch, len(self))
+    return self.shares(epoch)[position]
 
 @patch
 def __iter__(self:Loader) -> Iterator[dict[str, Tensor]]:

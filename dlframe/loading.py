@@ -6,8 +6,8 @@
 __all__ = ['weight_files', 'load_weights', 'Loaded', 'torch_device', 'find_weights', 'load', 'find_folder', 'download', 'curves',
            'run_folders', 'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #3d4498e0
-import json, math, os, pickle, re, shutil, tempfile
+# %% ../nbs/40_loading.ipynb #a350b7be
+import json, math, os, re, shutil, sys, tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -19,26 +19,31 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .callbacks import read_checkpoint
 from .checks import known
 from .data import Data
 from .devices import find_device
 from .entries import Entry, Figure
 from .evaluation import Evaluator
+from .files import Damaged, verify
 from .loggers import read_metrics
 from .optimization import weigh
 from .ramps import Ramp
 from .specs import build, read, write
+from .status import state
 
-# %% ../nbs/40_loading.ipynb #ccbd0f20
+# %% ../nbs/40_loading.ipynb #2782a6d4
 def load_weights(
     model:nn.Module, # Gets the weights
     file:Path # `model.safetensors`, or a checkpoint
 ) -> None:
-    "Read weights as data: nothing in the file is executed"
-    if file.suffix == '.safetensors': safetensors.torch.load_model(model, file)
-    else:
-        saved = torch.load(file, map_location='cpu', weights_only=True)['state_dict']
+    "Read weights as data: nothing in the file is executed; raises `Damaged`, naming it, if they are not what was written, or not those of `model`"
+    try:
+        if file.suffix == '.safetensors': return safetensors.torch.load_model(model, verify(file))
+        saved = read_checkpoint(file)['state_dict']
         model.load_state_dict({k.removeprefix('model.'): v for k, v in saved.items() if k.startswith('model.')})
+    except Damaged: raise
+    except (safetensors.SafetensorError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as e: raise Damaged(f"{file} must hold the weights of the model in manifest.json: {e}") from e
 
 # %% ../nbs/40_loading.ipynb #74476351
 class Loaded(NamedTuple):
@@ -83,7 +88,7 @@ class Loaded(NamedTuple):
 
 def _counters(metrics): return [c for c in metrics.columns if '/' not in c]
 
-# %% ../nbs/40_loading.ipynb #ca122718
+# %% ../nbs/40_loading.ipynb #ca9784d2
 def torch_device(
     name:str|torch.device # `'cpu'`, `'cuda'`, `'cuda:1'`, `'mps'`, …, or `'auto'`: an accelerator if there is one
 ) -> torch.device: # It
@@ -97,7 +102,7 @@ def torch_device(
     if f"{kind}:{number or '0'}" not in there: raise ValueError(f"`device` must be one of {', '.join(['cpu', *there])} on this machine, got '{name}'")
     return torch.device(str(name))
 
-weight_files = ('checkpoints/model.safetensors', 'checkpoints/last.ckpt', 'model.safetensors') # the first that is there is read
+weight_files = ('checkpoints/model.safetensors', 'checkpoints/last.ckpt', 'checkpoints/previous.ckpt', 'model.safetensors') # the first that is there is read
 
 def find_weights(
     folder:Path # Of a run, or one made by `export_hub`
@@ -105,7 +110,7 @@ def find_weights(
     "The file with the weights of a run"
     return next((folder/name for name in weight_files if (folder/name).exists()), None)
 
-# %% ../nbs/40_loading.ipynb #9f46ae79
+# %% ../nbs/40_loading.ipynb #3054abcb
 def load(
     run:str|Path, # A run's folder, one made by `export_hub`, or a run of W&B, `'entity/project/run_id'`
     device:str|torch.device='cpu', # Where the model goes; `'auto'` is an accelerator if there is one
@@ -117,17 +122,24 @@ def load(
     for needed in 'manifest.json', 'metrics.csv', 'checkpoints':
         if not weights or needed != 'checkpoints' and not (folder/needed).exists():
             raise FileNotFoundError(f"`run` must be the folder of a run with a checkpoint, got {folder} without {needed}")
-    manifest = read(folder/'manifest.json')
+    manifest = read(verify(folder/'manifest.json'))
     model, factors = _built(manifest, packages)
-    try: load_weights(model, weights)
-    except (safetensors.SafetensorError, RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{weights} must hold the weights of the model in manifest.json: {e}") from e
+    _load_good(model, folder)
     try: data = build({'data': manifest['data']}, packages)['data']
     except (TypeError, ValueError, KeyError): data = None # the weights are of use without
     left = Loaded(model.eval().to(device), manifest, read_metrics(folder), folder, data, factors)
     for ramp in factors.values():
         if isinstance(ramp, Ramp): ramp.to(device).advance(left.counters)
     return left
+
+def _load_good(model, folder):
+    "The weights from the first file that is good; with a warning, if it is not the first that is there"
+    there = [folder/name for name in weight_files if (folder/name).exists()]
+    for file, *others in (there[i:] for i in range(len(there))):
+        try: return load_weights(model, file)
+        except Damaged as e:
+            if not others: raise
+            print(f'{e}. Reading {others[0].name} instead', file=sys.stderr)
 
 def _built(manifest, packages):
     "The model, not yet trained, and the weights of its loss terms, which may share a ramp with it"
@@ -195,7 +207,7 @@ def curves(
     plt.close(fig)
     return Figure(fig)
 
-# %% ../nbs/40_loading.ipynb #795712a3
+# %% ../nbs/40_loading.ipynb #f2bd2833
 def run_folders(
     where:str|Path # A folder
 ) -> Iterator[Path]: # Those in it that hold a manifest, at any depth, by name
@@ -209,14 +221,14 @@ def _metrics(folder): return read_metrics(folder) if (folder/'metrics.csv').exis
 def runs(
     where:str|Path # A folder with runs, at any depth
 ) -> pd.DataFrame: # A row for each run
-    "The parameters that differ between the runs of a folder, and the last value of all that was logged"
+    "The parameters that differ between the runs of a folder, what became of them, and the last value of all that was logged"
     if not (found := list(run_folders(where))): raise FileNotFoundError(f"`where` must be a folder with runs, got {str(where)!r}")
     names = [str(f.relative_to(where)) for f in found]
     parameters = pd.DataFrame([read(f/'manifest.json').get('parameters', {}) for f in found], index=names)
     changed = [c for c in parameters if parameters[c].map(repr).nunique() > 1]
     ends = [{'steps': m.index[-1], **m.ffill().iloc[-1]} if len(m) else {} for m in map(_metrics, found)]
     ends = pd.DataFrame(ends, index=names)
-    return parameters[changed].join(ends[[c for c in ends if not c.startswith('seconds/')]]).rename_axis('run')
+    return parameters[changed].assign(state=[state(f) for f in found]).join(ends[[c for c in ends if not c.startswith('seconds/')]]).rename_axis('run')
 
 # %% ../nbs/40_loading.ipynb #601f4742
 def best(

@@ -6,8 +6,8 @@
 __all__ = ['loggers', 'Logger', 'apart', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #273fa69a
-import csv, html, io, os, secrets, ssl, time
+# %% ../nbs/33_loggers.ipynb #9f08e76f
+import csv, html, io, os, secrets, shutil, ssl, time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import Logger as LightningLogger
 
 from .checks import known
 from .entries import Entry, Figure, Image, Scalar, Table, Text
+from .files import save_whole, verify
 from .specs import Part
 
 # %% ../nbs/33_loggers.ipynb #bf6b26dc
@@ -79,7 +80,7 @@ def load_state_dict(self:Logger,
 ) -> None:
     "Forget what was written after that; called before `start`"
 
-# %% ../nbs/33_loggers.ipynb #152e7996
+# %% ../nbs/33_loggers.ipynb #bc3d733d
 def apart(
     name:str, # Of an entry
     counters:Iterable[str] # Names that mean something else where entries and counters share a row
@@ -95,54 +96,60 @@ def file_name(
     "Where in `media/` an entry goes"
     return f"{name}-{int(counters.get('steps', 0)):06d}{suffix}"
 
-def _open_lines(path):
-    "Open a text file to add lines, after its last whole one"
-    file = open(path, 'ab+')
-    file.seek(0)
-    file.truncate(file.read().rfind(b'\n') + 1)
-    return io.TextIOWrapper(file, encoding='utf-8', newline='')
-
-# %% ../nbs/33_loggers.ipynb #8e66e2f4
+# %% ../nbs/33_loggers.ipynb #4865e393
 class FileLogger(Logger):
     "Numbers in `metrics.csv`, everything else in `media/`"
-    axes, bytes, file = ('steps', 'epochs', 'samples', 'seconds'), None, None
+    axes, bytes, pending = ('steps', 'epochs', 'samples', 'seconds'), None, None
 
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
-        path, self.flushed = self.folder/'metrics.csv', 0.
-        if self.bytes is not None and path.exists(): os.truncate(path, min(self.bytes, path.stat().st_size))
-        self.file = _open_lines(path)
-        self.rows = csv.writer(self.file)
-        if not path.stat().st_size: self.rows.writerow(['name', 'value', *self.axes, *(c for c in self.counters() if c not in self.axes)])
-        self.flush()
-        with open(path, newline='', encoding='utf-8') as f: self.columns = next(csv.reader(f))[2:]
+        self.pending, self.path = io.StringIO(newline=''), self.folder/'metrics.csv'
+        self.rows, kept = csv.writer(self.pending), self.kept()
+        self.columns = next(csv.reader(kept.decode().splitlines()))[2:] if kept else [*self.axes, *(c for c in self.counters() if c not in self.axes)]
+        if not kept: self.rows.writerow(['name', 'value', *self.columns])
+        self.flush(kept)
+
+    def kept(self) -> bytes: # Whole lines
+        "What is in the file already, up to where the checkpoint was written"
+        if not self.path.exists(): return b''
+        lines = verify(self.path).read_bytes()[:self.bytes]
+        return lines[:lines.rfind(b'\n') + 1]
 
     def log(self, name, entry, counters):
         where = [f'{counters.get(c, 0):.10g}' for c in self.columns]
         values = entry.numbers(name)
         for n, v in values.items(): self.rows.writerow([n, f'{v:.9g}', *where])
         if not values: self.keep(name, entry, counters)
-        if time.monotonic() - self.flushed > 1: self.flush()
-
-    def flush(self):
-        "Hand what was logged to the operating system"
-        if self.file: self.file.flush()
-        self.flushed = time.monotonic()
+        if time.monotonic() > self.due: self.flush()
 
     def finalize(self, status):
         super().finalize(status)
-        self.flush()
-
-    def close(self):
-        if self.file: self.file.close()
+        try: self.flush()
+        except OSError:
+            if status == 'success': raise # else there is an error already, and it is the same one
 
     def state_dict(self):
         self.flush()
-        return {'bytes': os.fstat(self.file.fileno()).st_size}
+        return {'bytes': self.path.stat().st_size}
 
     def load_state_dict(self, state): self.bytes = state['bytes']
 
-# %% ../nbs/33_loggers.ipynb #43d7b380
+# %% ../nbs/33_loggers.ipynb #64e0485c
+@patch
+def flush(self:FileLogger,
+    kept:bytes|None=None # What the file begins with; as it does by default
+) -> None:
+    "Put a longer file in the place of the file"
+    if not self.pending: return
+    start, added = time.monotonic(), self.pending.getvalue().encode()
+    def extend(new):
+        if kept is None: shutil.copyfile(self.path, new)
+        with open(new, 'ab') as f: f.write((kept or b'') + added)
+    if added or kept is not None: save_whole(extend, self.path, self.folder)
+    self.pending.seek(0), self.pending.truncate()
+    self.due = time.monotonic() + max(1., 50*(time.monotonic() - start))
+
+# %% ../nbs/33_loggers.ipynb #b64b02fa
 @patch
 def keep(self:FileLogger,
     name:str, # `split/quantity`
@@ -152,20 +159,21 @@ def keep(self:FileLogger,
     "Write a picture, plot, table or text"
     suffix = {Image: '.png', Figure: '.png', Table: '.csv', Text: '.md'}[type(entry)]
     path = self.folder/'media'/file_name(name, counters, suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(entry, Image): entry.pil().save(path)
-    elif isinstance(entry, Figure): entry.figure.savefig(path, dpi=100, bbox_inches='tight')
-    elif isinstance(entry, Table): entry.table.to_csv(path, index=False)
-    else: path.write_text(entry.text, encoding='utf-8')
+    def save(new):
+        if isinstance(entry, Image): entry.pil().save(new, 'png')
+        elif isinstance(entry, Figure): entry.figure.savefig(new, format='png', dpi=100, bbox_inches='tight')
+        elif isinstance(entry, Table): entry.table.to_csv(new, index=False)
+        else: new.write_text(entry.text, encoding='utf-8')
+    save_whole(save, path)
     return path
 
-# %% ../nbs/33_loggers.ipynb #f27bae57
+# %% ../nbs/33_loggers.ipynb #2513922d
 def read_metrics(
     folder:str|Path # A run's folder
 ) -> pd.DataFrame: # Indexed by `steps`; columns are the other counters and the logged names
-    "Everything that was logged as a number; a last line that was cut off is left out"
+    "Everything that was logged as a number; a last line that was cut off is left out; raises `Damaged` if the file is not what was written"
     path = Path(folder)/'metrics.csv'
-    lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+    lines = verify(path).read_text(encoding='utf-8').splitlines(keepends=True)
     if lines and not lines[-1].endswith('\n'): lines.pop()
     rows = list(csv.DictReader(lines))
     if not rows: return pd.DataFrame()

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'make_optimizer', 'longest_prefix', 'parameter_groups', 'schedules', 'in_steps', 'make_schedules',
-           'leaves', 'weigh', 'Stopwatch', 'Optimization', 'pieces', 'Untimed']
+           'leaves', 'weigh', 'Stopwatch', 'Optimization', 'generators', 'restore', 'pieces', 'Untimed']
 
-# %% ../nbs/34_optimization.ipynb #f7b548f1
-import inspect, time
+# %% ../nbs/34_optimization.ipynb #e192c8a0
+import inspect, math, random, time
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
@@ -146,7 +147,7 @@ class Stopwatch:
         finally:
             if running: self.start()
 
-# %% ../nbs/34_optimization.ipynb #a2703ec9
+# %% ../nbs/34_optimization.ipynb #b133e3a8
 class Optimization(Part, pl.LightningModule):
     "Train a model on a split of a data set with optimizers of torch"
     def __init__(self,
@@ -163,19 +164,24 @@ class Optimization(Part, pl.LightningModule):
         players:Mapping[str, Mapping]|None=None, # Options by player of an adversarial model: `steps` in a row (1), and what the optimizer takes
         accumulate:int=1, # Pieces in which a batch goes through the model: the same gradient with less memory
         compile:bool=False, # Compile the model with `torch.compile`?
+        skip_batches:int=0, # How many batches may be left out because their loss or gradient is not finite; at the next one, by default the first, training ends
+        largest_loss:float|None=None, # A mean loss of a batch beyond this, up or down, in nats, counts as not finite; no limit by default
         **options # What else the optimizer takes: `weight_decay`, `momentum`, …
     ):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.data, self.optimizer, self.options, self.split = model, data, optimizer, options, split
         self.lr, self.batch_size, self.accumulate = real('lr', lr, above=0), whole('batch_size', batch_size), whole('accumulate', accumulate)
+        self.skip_batches, self.largest_loss = whole('skip_batches', skip_batches, least=0), math.inf if largest_loss is None else real('largest_loss', largest_loss, above=0)
         self.gradient_clip = None if gradient_clip is None else real('gradient_clip', gradient_clip, above=0)
         self.groups, self.schedule, self.compile_model = dict(groups or {}), dict(schedule or {}), compile
         self.weights = {k: weight(f'weights.{k}', w) for k, w in (weights or {}).items()}
         self.weight_ramps = nn.ModuleList(w for w in self.weights.values() if isinstance(w, Ramp))
         for part in split.split('+'): known('split', part, data.splits)
         self.counters, self.watch, self.checked = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}, Stopwatch(), False
-        self.interrupted = self.asked_to_stop = False # before the end, by somebody
+        self.interrupted, self.asked_to_stop, self.stopped_by = False, False, None # before the end, by somebody, and if by a signal of the machine its number
+        if self.skip_batches: self.counters['skipped'] = 0
+        self.random = self.position = None # the generators of a checkpoint, until the first batch after it, and the position in the data
         self._take_turns(dict(players or {}))
         self._rehearse_optimizers() # unknown names are errors here, not after the data are read
         for ramp in ramps(self): check_unit(ramp.over, self.counters, 'over')
@@ -215,7 +221,7 @@ def configure_optimizers(self:Optimization):
     made, self.plans = self._make_optimizers(-(-len(self.data[self.split])//self.batch_size))
     return made, [s for plan in self.plans for s in plan]
 
-# %% ../nbs/34_optimization.ipynb #3a70e024
+# %% ../nbs/34_optimization.ipynb #72ecde28
 @patch
 def train_dataloader(self:Optimization):
     device, strategy = find_device(), self.trainer.strategy
@@ -224,9 +230,36 @@ def train_dataloader(self:Optimization):
                   rank=self.trainer.global_rank, world=self.trainer.world_size)
 
 @patch
-def on_after_batch_transfer(self:Optimization, batch, dataloader_idx): return as_model(self.model, self.data.prepare(batch))
+def on_after_batch_transfer(self:Optimization, batch, dataloader_idx):
+    self.restore_random()
+    return as_model(self.model, self.data.prepare(batch))
 
-# %% ../nbs/34_optimization.ipynb #dda3c6f0
+# %% ../nbs/34_optimization.ipynb #5c359be6
+def generators() -> dict: # Plain data and tensors
+    "The states of all random generators: of Python, numpy, torch, and of each GPU"
+    name, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {'python': [version, list(internal), gauss], 'numpy': [name, keys.tolist(), *rest], 'torch': torch.get_rng_state(),
+            'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
+
+def restore(
+    states:dict # What `generators` gave
+) -> None:
+    "Put all random generators into the states they were in"
+    version, internal, gauss = states['python']
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states['numpy']
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(states['torch'])
+    if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
+
+@patch
+def restore_random(self:Optimization) -> None:
+    "Put the generators into the states of a checkpoint, once"
+    if self.random: restore(self.random)
+    self.random = None
+
+# %% ../nbs/34_optimization.ipynb #446504fd
 @patch
 def objective(self:Optimization,
     batch:dict[str, Tensor], # A prepared batch
@@ -256,16 +289,17 @@ def training_step(self:Optimization,
     turn = self.turns[self.counters['steps'] % len(self.turns)]
     optimizer = self.choose(turn)
     optimizer.zero_grad()
-    parts, rows = [], self.rows(batch)
+    parts, rows, kept = [], self.rows(batch), [b.clone() for b in self.model.buffers()] if self.skip_batches else None
     for piece in pieces(batch, min(self.accumulate, int(rows))): # as many in each of the processes that train together, for they wait for each other
         with validation(not self.checked): terms = self.objective(piece, turn)
         if not self.checked: check_terms(self.model, piece, terms)
         self.manual_backward(terms['loss'].sum()/rows)
         parts.append(terms)
     self.checked = True
-    self.update(optimizer, turn)
+    if skip := self.skip_batches and self.lost(parts, kept): self.counters['skipped'] += 1
+    else: self.update(optimizer, turn)
     self.count(batch, turn)
-    return {f'{turn}.{k}' if turn else k: torch.cat([t[k].detach() for t in parts]) if len(parts) > 1 else parts[0][k].detach() for k in parts[0]}
+    return {} if skip else {f'{turn}.{k}' if turn else k: torch.cat([t[k].detach() for t in parts]) if len(parts) > 1 else parts[0][k].detach() for k in parts[0]}
 
 # %% ../nbs/34_optimization.ipynb #03a51e59
 @patch
@@ -322,20 +356,44 @@ def count(self:Optimization,
     c['seconds'], c['epochs'] = self.watch.seconds() if alone else self.shared[1], c['samples']/len(self.data[self.split])
     if turn: c[f'{turn}_steps'] += 1
 
-# %% ../nbs/34_optimization.ipynb #659d6b6d
+# %% ../nbs/34_optimization.ipynb #436bdefa
 @patch
-def on_train_start(self:Optimization): self.watch.start()
+def on_train_start(self:Optimization):
+    if self.position: self.trainer.train_dataloader.load_state_dict(self.position) # Lightning does so in the middle of an epoch only
+    self.position = None
+    self.watch.start()
 @patch
 def on_train_end(self:Optimization): self.watch.stop()
 @patch
 def teardown(self:Optimization, stage):
     for name, p in self.model.named_parameters(): p.requires_grad_(name in self.trainable)
 @patch
-def on_save_checkpoint(self:Optimization, checkpoint): checkpoint['counters'] = {**self.counters, 'seconds': self.watch.seconds()}
+def on_save_checkpoint(self:Optimization, checkpoint):
+    checkpoint['counters'], checkpoint['watch'] = dict(self.counters), self.watch.seconds() # which has gone on since the step was counted
+    checkpoint['position'] = self.trainer.train_dataloader.state_dict()
 @patch
 def on_load_checkpoint(self:Optimization, checkpoint):
     self.counters.update(checkpoint['counters'])
-    self.watch.total = self.counters['seconds']
+    self.watch.total, self.position = checkpoint['watch'], checkpoint['position']
+
+# %% ../nbs/34_optimization.ipynb #d113e700
+@patch
+def lost(self:Optimization,
+    parts:list[dict[str, Tensor]], # The loss terms of each piece
+    kept:list[Tensor] # The buffers, as they were before
+) -> bool: # Is this batch to be left out?
+    "Look for a loss or a gradient that is not finite; then buffers, such as running means, get their values back"
+    if self.counters['skipped'] >= self.skip_batches: return False
+    loss = torch.cat([t['loss'].detach() for t in parts])
+    scaled = getattr(self.trainer.precision_plugin, 'scaler', None) # which looks for gradients that overflow itself
+    gradients = [] if scaled else [p.grad for p in self.model.parameters() if p.grad is not None]
+    good = loss.isfinite().all() & (loss.mean().abs() <= self.largest_loss)
+    if gradients: good = good & nn.utils.get_total_norm(gradients).isfinite()
+    if self.trainer.world_size > 1: good = self.trainer.strategy.reduce(good.double(), reduce_op='min') > 0
+    if good.item(): return False
+    with torch.no_grad():
+        for buffer, value in zip(self.model.buffers(), kept): buffer.copy_(value)
+    return True
 
 # %% ../nbs/34_optimization.ipynb #8ccf5010
 class Untimed(PassThroughProfiler):

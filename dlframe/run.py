@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'require_compiler', 'forked', 'Begin',
-           'check_launch', 'settings_kept', 'Live', 'rerun', 'main']
+           'check_launch', 'settings_kept', 'requeue', 'Live', 'rerun', 'main']
 
-# %% ../nbs/42_run.ipynb #f7224497
-import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, time, warnings
+# %% ../nbs/42_run.ipynb #f8fa39d0
+import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, threading, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,22 +18,25 @@ import pytorch_lightning as pl
 import safetensors.torch
 import torch
 from fastcore.basics import patch
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
-from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, save_whole, watched
+from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, watched
 from .checks import known, whole
 from .devices import find_device
 from .distributions import validation
 from .entries import Figure
 from .evaluation import batches, observe
+from .files import cannot_write, save_whole, verify
 from .loading import curves, find_folder
 from .loggers import Loggers, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
 from .specs import Part, build, override, parse, read, spec, write
+from .status import claim, record, state
 from .triggers import Duration, check_unit, duration
 
 # %% ../nbs/42_run.ipynb #b374b220
@@ -53,14 +56,14 @@ def circumstances() -> dict: # Plain data
             'host': platform.node(), 'platform': platform.platform(), 'gpu': _gpu(),
             'device': {k: str(v) if isinstance(v, Path) else v for k, v in asdict(find_device()).items()}}
 
-# %% ../nbs/42_run.ipynb #f850e97a
+# %% ../nbs/42_run.ipynb #0b04bd3f
 def keep_code(
     folder:Path, # The run's folder
     most:int=2_000_000 # Characters; more is no change of code but somebody's data
 ) -> None:
     "Write what differs from the commit, in files that git knows"
     changes = _said('git', 'diff', 'HEAD')
-    if changes and len(changes) <= most: (folder/'code.patch').write_text(changes + '\n', encoding='utf-8')
+    if changes and len(changes) <= most: save_whole(lambda path: path.write_text(changes + '\n', encoding='utf-8'), folder/'code.patch', folder)
 
 # %% ../nbs/42_run.ipynb #c7d7c504
 class Run(Part):
@@ -131,7 +134,7 @@ def rehearse(
     try: observe(optimization, look)
     except RuntimeError as e: raise ValueError(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
 
-# %% ../nbs/42_run.ipynb #0de15b02
+# %% ../nbs/42_run.ipynb #abcf146d
 @patch
 def begin(self:Run,
     resumed:dict|None=None # The manifest of the folder that is there, to be continued
@@ -144,23 +147,32 @@ def begin(self:Run,
     if o.compile_model: require_compiler()
     rehearse(o)
     self.recorded = self.manifest()
-    if resumed:
-        save_whole(lambda path: write(resumed, path), folder/'manifest.json')
-        (folder/'checkpoints/model.safetensors').unlink(missing_ok=True)
-    else:
-        try: folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise type(e)(f"`runs_root` must be a folder that can be written to, got {folder.parent} ({e.strerror}): set RUNS_ROOT") from None
-        try: folder.mkdir()
-        except FileExistsError: raise FileExistsError(f"`name` must be that of a new run, got {self.name!r}, whose folder is there already: {folder}") from None
-        write(self.recorded, folder/'manifest.json')
-        keep_code(folder)
+    if resumed: save_whole(lambda path: write(resumed, path), folder/'manifest.json', folder)
+    else: self.make_folder()
+    (folder/'checkpoints/model.safetensors').unlink(missing_ok=True) # a finished run may be given more time
+    record(folder, 'running')
+
+@patch
+def make_folder(self:Run) -> None:
+    "Make a new run's folder, or take one in which no run had begun when it was killed; the manifest is what makes it a run"
+    folder = self.folder
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise type(e)(f"`runs_root` must be a folder that can be written to, got {folder.parent} ({e.strerror}): set RUNS_ROOT") from None
+    taken = FileExistsError(f"`name` must be that of a new run, got {self.name!r}, whose folder is there already: {folder}")
+    if (folder/'manifest.json').exists(): raise taken
+    self.lock = claim(folder)
+    if {p.name for p in folder.iterdir()} - {'.lock', 'SHA256SUMS', 'code.patch'}:
+        self.lock.release()
+        raise taken
+    keep_code(folder)
+    save_whole(lambda path: write(self.recorded, path), folder/'manifest.json', folder)
 
 def require_compiler() -> None:
     "Raise `ValueError` where `torch.compile` would find no C++ compiler"
     if any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'gcc', 'clang++', 'clang', 'cl')))): return
     raise ValueError("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
 
-# %% ../nbs/42_run.ipynb #7bf6d585
+# %% ../nbs/42_run.ipynb #5f4f546e
 def forked(
     trainer:pl.Trainer # Lightning's
 ) -> bool: # Do copies of this process train, and this one waits?
@@ -194,8 +206,10 @@ def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for), Checkpoint(self.save_every), Progress(train_for)]
     options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'strategy': device.strategy,
                'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer, 'fast_dev_run': False}
+    options['plugins'] = [WholeFiles(self.folder), *(self.trainer.get('plugins') or [])]
     if options['strategy'] == 'ddp' and hasattr(sys, 'ps1'): options['strategy'] = 'ddp_notebook' # a person, or papermill, at a prompt
-    trainer = pl.Trainer(**options, callbacks=callbacks, logger=self.logger, max_epochs=-1, enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False)
+    trainer = pl.Trainer(**options, callbacks=callbacks, logger=self.logger, max_epochs=-1, default_root_dir=self.folder, enable_progress_bar=False,
+                         use_distributed_sampler=False)
     if isinstance(trainer.strategy, DDPStrategy) and isinstance(self.optimization.model, Plays): trainer.strategy._ddp_kwargs['find_unused_parameters'] = True # one player's at a time
     if watched() and 'ipykernel' in sys.modules and not forked(trainer): trainer.callbacks.append(Live())
     check_launch(trainer)
@@ -211,43 +225,60 @@ def check_launch(
     again = getattr(strategy, '_start_method', None) == 'popen' and not strategy.cluster_environment.creates_processes_externally
     if again and not Path(sys.argv[0]).is_file(): raise ValueError(f"`devices` must be 1 in a program that is in no file, for it cannot be started again, got {strategy.num_processes}: train with dlframe-run")
 
-# %% ../nbs/42_run.ipynb #d26a328b
+# %% ../nbs/42_run.ipynb #aa686a33
 @contextmanager
 def settings_kept():
-    "Put what a trainer sets in all of torch back: threads, deterministic algorithms, the benchmarks of cuDNN"
+    "Put what a trainer sets in all of torch back: threads, deterministic algorithms, the benchmarks of cuDNN; and SIGTERM, which Lightning keeps after an error"
+    terminate = signal.getsignal(signal.SIGTERM)
     threads, strict, warns, benchmark = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark
     try: yield
     finally:
         torch.set_num_threads(threads), torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, terminate)
 
-# %% ../nbs/42_run.ipynb #3cf11c3e
+# %% ../nbs/42_run.ipynb #2f2a32e4
 @patch
 def fit(self:Run,
     checkpoint:Path|None=None, # Go on from here, in the folder that is there
     resumed:dict|None=None # Its manifest
 ) -> 'Run': # Itself
-    "Train; raises before anything is written if something is wrong with the run"
+    "Train; raises before anything is written if something is wrong with the run, and `SystemExit` after a signal that asks the process to go"
     with quiet_lightning(), settings_kept():
-        trainer = self.make_trainer()
-        if trainer.is_global_zero: self.begin(resumed)
-        self.logger.folder = self.folder
-        patient = Interrupt() # an interrupt is for those who train
-        if forked(trainer): patient.on_train_start(trainer, self.optimization)
         try:
-            trainer.fit(self.optimization, ckpt_path=checkpoint, weights_only=True)
-            self.fetch() if forked(trainer) else self.end(trainer)
-            trainer.strategy.barrier() # nobody reads the folder before it is complete
-        except BaseException as e:
-            for process in getattr(trainer.strategy.launcher, 'procs', []): process.kill() # they would wait for this one
-            if not isinstance(e, SystemExit): raise
-            signal.signal(signal.SIGINT, signal.default_int_handler) # `SystemExit` is Lightning's answer to a second interrupt, after which it ignores all others
-            raise KeyboardInterrupt from None
+            trainer = self.make_trainer()
+            if trainer.is_global_zero: self.begin(resumed)
+            self.train(trainer, checkpoint)
         finally:
-            patient.on_train_end(trainer, self.optimization)
-            if trainer.is_global_zero: self.logger.close()
+            if lock := self.__dict__.pop('lock', None): lock.release()
+    if number := self.optimization.stopped_by:
+        if number == signal.SIGUSR1 and trainer.is_global_zero: requeue()
+        raise SystemExit(128 + number)
     return self
 
+@patch
+def train(self:Run,
+    trainer:pl.Trainer, # Lightning's
+    checkpoint:Path|None # Where to go on from
+) -> None:
+    "Let Lightning train, and say what became of it"
+    self.logger.folder, patient = self.folder, Interrupt() # an interrupt is for those who train
+    if forked(trainer): patient.on_train_start(trainer, self.optimization)
+    try:
+        trainer.fit(self.optimization, ckpt_path=checkpoint, weights_only=True)
+        self.fetch() if forked(trainer) else self.end(trainer)
+        trainer.strategy.barrier() # nobody reads the folder before it is complete
+    except BaseException as e:
+        for process in getattr(trainer.strategy.launcher, 'procs', []): process.kill() # they would wait for this one
+        if trainer.is_global_zero: self.failed(e)
+        if not isinstance(e, SystemExit): raise
+        signal.signal(signal.SIGINT, signal.default_int_handler) # `SystemExit` is Lightning's answer to a second interrupt, after which it ignores all others
+        raise KeyboardInterrupt from None
+    finally:
+        patient.on_fit_end(trainer, self.optimization)
+        if trainer.is_global_zero: self.logger.close()
+
+# %% ../nbs/42_run.ipynb #29c8f02c
 @patch
 def end(self:Run,
     trainer:pl.Trainer # After training
@@ -255,23 +286,44 @@ def end(self:Run,
     "Write the weights, or say how to go on"
     if not trainer.is_global_zero: return
     o, weights = self.optimization, self.folder/'checkpoints/model.safetensors'
+    def save(path):
+        try: safetensors.torch.save_model(o.model, str(path))
+        except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
     if o.interrupted:
-        self.logger.finalize('interrupted')
-        print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})")
-    else: save_whole(lambda path: safetensors.torch.save_model(o.model, str(path)), weights)
+        self.logger.finalize('preempted' if o.stopped_by else 'interrupted')
+        record(self.folder, 'interrupted', steps=o.counters['steps'], signal=o.stopped_by and signal.Signals(o.stopped_by).name)
+        print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})", flush=True)
+    else:
+        save_whole(save, weights, self.folder)
+        record(self.folder, 'finished', steps=o.counters['steps'])
+
+@patch
+def failed(self:Run,
+    error:BaseException # What ended training
+) -> None:
+    "Write down why, if that is possible"
+    try: record(self.folder, 'failed', steps=self.optimization.counters['steps'], error=f'{type(error).__name__}: {error}', rows=list(getattr(error, 'rows', ())))
+    except OSError: pass # the disk, which is said already
 
 @patch
 def fetch(self:Run) -> None:
     "Learn what the forked processes have done; the weights Lightning brings"
     o = self.optimization
-    o.on_load_checkpoint(torch.load(self.folder/'checkpoints/last.ckpt', map_location='cpu', weights_only=True))
-    o.interrupted = not (self.folder/'checkpoints/model.safetensors').exists()
+    o.on_load_checkpoint(read_checkpoint(self.folder/'checkpoints/last.ckpt'))
+    o.interrupted, o.position = not (self.folder/'checkpoints/model.safetensors').exists(), None
 
-# %% ../nbs/42_run.ipynb #36af444e
+def requeue() -> None:
+    "Ask SLURM, which has sent its warning, to start this job again; outside of SLURM nothing happens"
+    if not SLURMEnvironment.detect(): return
+    array, task = os.environ.get('SLURM_ARRAY_JOB_ID'), os.environ.get('SLURM_ARRAY_TASK_ID')
+    job = f'{array}_{task}' if array else os.environ['SLURM_JOB_ID']
+    said = subprocess.run(['scontrol', 'requeue', job], capture_output=True, text=True)
+    print(f'job {job} starts again' if not said.returncode else f'job {job} could not be requeued: {said.stderr.strip()}', flush=True)
+
+# %% ../nbs/42_run.ipynb #7907b5db
 @patch
 def _remark(self:Run):
-    state = 'new' if not self.folder.exists() else 'finished' if (self.folder/'checkpoints/model.safetensors').exists() else 'not finished'
-    return f'{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state}'
+    return f"{min(os.path.relpath(self.folder), str(self.folder), key=len)}, {state(self.folder) or 'new'}"
 
 # %% ../nbs/42_run.ipynb #50ecd2bd
 class Live(pl.Callback):
@@ -308,25 +360,43 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #3343992e
+# %% ../nbs/42_run.ipynb #54ac329b
 @patch(cls_method=True)
 def resume(cls:Run,
-    folder:str|Path, # Of a run with `checkpoints/last.ckpt`, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
+    folder:str|Path, # Of a run, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
     train_for:str|None=None, # How long altogether; as it was meant to by default
     packages:Iterable[str]=() # Packages to trust besides `dlframe.specs.allowed_packages`
 ) -> Run: # Finished
-    "Go on with a run, in its folder; raises `FileNotFoundError` without a checkpoint, `ValueError` if it is finished"
-    folder, changes = find_folder(folder, ['checkpoints/last.ckpt']).absolute(), {'run.train_for': train_for} if train_for else {}
-    checkpoint = folder/'checkpoints/last.ckpt'
-    if not checkpoint.exists(): raise FileNotFoundError(f"`folder` must be that of a run with a checkpoint to go on from, got {folder} without checkpoints/last.ckpt")
-    manifest = override(read(folder/'manifest.json'), changes, packages)
+    "Go on with a run, in its folder; raises `FileNotFoundError` if none is there, `InUse` if it is running, `ValueError` if it is finished or damaged"
+    folder = find_folder(folder, ['checkpoints/last.ckpt']).absolute()
+    if not (folder/'manifest.json').exists(): raise FileNotFoundError(f"`folder` must be that of a run, got {folder} without manifest.json")
+    lock = claim(folder) if rank_zero_only.rank == 0 else None
+    try: return cls.go_on(folder, train_for, packages, lock)
+    finally:
+        if lock: lock.release()
+
+@patch(cls_method=True)
+def go_on(cls:Run,
+    folder:Path, # Of a run
+    train_for:str|None, # How long altogether
+    packages:Iterable[str], # Packages to trust
+    lock # On the folder, in the process that writes
+) -> Run: # Finished
+    "`resume`, when the folder is there and nobody else writes to it"
+    manifest = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages)
+    try: checkpoint, saved = newest(folder)
+    except FileNotFoundError: # it was killed before its first
+        if (folder/'checkpoints/model.safetensors').exists(): raise
+        checkpoint, saved = None, None
+        (folder/'metrics.csv').unlink(missing_ok=True)
+    pl.seed_everything(manifest['run']['seed'], verbose=False)
     run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
-    run.place, run.parameters = folder, manifest['parameters']
-    saved = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    now, end = saved['counters'][run.train_for.unit], run.train_for.amount
-    if now >= end: raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {run.train_for.unit}, got '{run.train_for}'")
-    run.logger.load_state_dict(saved['logger'])
-    manifest.setdefault('resumed', []).append({'steps': saved['counters']['steps'], **circumstances()})
+    run.place, run.parameters, run.lock = folder, manifest['parameters'], lock
+    steps, now, end = (saved['counters']['steps'], saved['counters'][run.train_for.unit], run.train_for.amount) if saved else (0, 0, 1)
+    if now >= end and (now > end and train_for or (folder/'checkpoints/model.safetensors').exists()):
+        raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {run.train_for.unit}, got '{run.train_for}'")
+    if saved: run.logger.load_state_dict(saved['logger'])
+    manifest.setdefault('resumed', []).append({'steps': steps, **circumstances()})
     return run.fit(checkpoint, manifest)
 
 # %% ../nbs/42_run.ipynb #c352f4f1

@@ -12,7 +12,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from tree import ROOT
 
 from dlframe.architectures import decoder, encoder
-from dlframe.callbacks import Evaluate
+from dlframe.callbacks import Evaluate, read_checkpoint
 from dlframe.evaluation import Terms
 from dlframe.faces import CelebA, synthetic_celeba
 from dlframe.images import images
@@ -90,7 +90,7 @@ def test_noise_differs_between_processes_and_seeds_do_not_depend_on_how_many(two
     assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
     assert drawn[0][1] == drawn[2][1]  # of Python's generator, which nothing has used
 
-def state(folder): return torch.load(folder/'checkpoints/last.ckpt', weights_only=True)
+def state(folder): return read_checkpoint(folder/'checkpoints/last.ckpt')
 
 @pytest.mark.parametrize('processes', ['one', 'two'])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(processes, request):

@@ -83,7 +83,7 @@ def test_in_jupyter_the_bar_ends_with_the_last_step(said_in_jupyter):
 def test_run_folder(root):
     files = {str(p.relative_to(root)) for p in root.rglob('*') if p.is_file()}
     pictures = {f for f in files if f.startswith('media/')}
-    assert files - pictures == {'manifest.json', 'metrics.csv', 'checkpoints/last.ckpt', 'checkpoints/model.safetensors'}
+    assert files - pictures == {'.lock', 'SHA256SUMS', 'manifest.json', 'metrics.csv', 'status.json', 'checkpoints/last.ckpt', 'checkpoints/previous.ckpt', 'checkpoints/model.safetensors'}
     assert pictures >= {f'media/{name}-{step:06d}.png' for name in ('valid/reconstructions', 'samples') for step in (0, 30)}
 
 def test_manifest_says_what_was_run(root):
@@ -225,6 +225,8 @@ def test_a_model_that_is_not_the_one_that_was_trained(shared):
     for other in 'valid', 'train+test': assert shared.evaluate(run, split=other)[0] == ''
     file = run/'checkpoints/model.safetensors'
     safetensors.torch.save_file({k: v + .01 for k, v in safetensors.torch.load_file(file).items()}, file)
+    assert shared.evaluate(run)[0] == ''  # the list of checksums says so, and those of the last checkpoint are as good
+    (run/'SHA256SUMS').unlink()
     assert shared.evaluate(run)[0].startswith('AssertionError: the model that was loaded is not the one that was trained')
 
 def test_runs_on_the_plane(shared):

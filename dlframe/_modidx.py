@@ -279,6 +279,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dlframe.engine.Client.papermill_execute_cells': ( 'engine.html#client.papermill_execute_cells',
                                                                                    'dlframe/engine.py'),
                                 'dlframe.engine.Keeper': ('engine.html#keeper', 'dlframe/engine.py'),
+                                'dlframe.engine.Keeper.end': ('engine.html#keeper.end', 'dlframe/engine.py'),
                                 'dlframe.engine.Keeper.fail': ('engine.html#keeper.fail', 'dlframe/engine.py'),
                                 'dlframe.engine.Keeper.notebook_start': ('engine.html#keeper.notebook_start', 'dlframe/engine.py'),
                                 'dlframe.engine.Keeper.save': ('engine.html#keeper.save', 'dlframe/engine.py'),

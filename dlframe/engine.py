@@ -39,13 +39,14 @@ class RefusedParameter(OneLine, ParameterError):
 class RefusedOutput(OneLine, OSError):
     "An output notebook that cannot be written"
 
-# %% ../nbs/43_engine.ipynb #757974ff
+# %% ../nbs/43_engine.ipynb #59062682
 class _Floats(ast.NodeTransformer):
     "papermill writes the numbers that have no literal as `float('nan')`, `float('inf')`, `float('-inf')`"
     def visit_Call(self, node):
         if (source := ast.unparse(node)) in ("float('nan')", "float('inf')", "float('-inf')"): return ast.Constant(float(source[7:-2]))
         return node
 
+# %% ../nbs/43_engine.ipynb #c2dd6bfe
 def plain(
     source:str # Of the cell that papermill adds
 ) -> dict[str, Any]: # Names and values
@@ -60,13 +61,14 @@ def plain(
     except (SyntaxError, ValueError) as e: raise RefusedParameter(f"`parameters` must be passed as lines `name = value`, got {e}") from None
     return found
 
-# %% ../nbs/43_engine.ipynb #5781d93a
-_names = {**{n: getattr(typing, n) for n in typing.__all__}, **{t.__name__: t for t in (bool, int, float, complex, str, bytes, list, tuple, dict, set, object)}, 'typing': typing}
+# %% ../nbs/43_engine.ipynb #9e50e371
+_names = {**{n: getattr(typing, n) for n in typing.__all__}, **{t.__name__: t for t in (bool, int, float, str, list, tuple, dict, object)}, 'typing': typing}
 
 def _kind(source):
     try: return eval(source, {'__builtins__': {}, **_names})
     except Exception: return Any
 
+# %% ../nbs/43_engine.ipynb #850d3c07
 def declared(
     source:str # Of the parameters cell
 ) -> dict[str, Any]: # Names and types, `Any` where there is none to hold a value to
@@ -78,9 +80,10 @@ def declared(
     stored = [n for b in body if isinstance(b, (ast.Assign, ast.AnnAssign)) for n in ast.walk(b) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     return {n.id: Any for n in stored}
 
-# %% ../nbs/43_engine.ipynb #d5f8e67e
+# %% ../nbs/43_engine.ipynb #2b33da71
 def _tagged(nb, tag): return [cell.source for cell in nb.cells if tag in cell.metadata.get('tags', [])]
 
+# %% ../nbs/43_engine.ipynb #e8eca483
 def check(
     nb:NotebookNode # With the cell that papermill adds
 ) -> None:
@@ -96,7 +99,7 @@ def check(
             for name, value in plain(source).items(): read_value(name, value, kinds[known('parameters', name, kinds)])
     except (KeyError, ParameterError) as e: raise RefusedParameter(str(e)) from None
 
-# %% ../nbs/43_engine.ipynb #9a929325
+# %% ../nbs/43_engine.ipynb #7e60f7bd
 class Output(LocalHandler):
     "How papermill writes to one path"
     def __init__(self,
@@ -110,8 +113,10 @@ class Output(LocalHandler):
         if path.is_file() or not path.exists(): self.path = path
         self.lock = FileLock(path.with_name(f'.{path.name}.lock'))
 
+# %% ../nbs/43_engine.ipynb #e8dbbc6c
 def _unwritable(path, error): return RefusedOutput(f"`output_path` must be a notebook that can be written, got {path} ({error.strerror or error})")
 
+# %% ../nbs/43_engine.ipynb #2ca54a5c
 @patch
 def take(self:Output) -> None:
     "Take the path; raises `RefusedOutput` if another papermill has it, or it cannot be written"
@@ -122,6 +127,7 @@ def take(self:Output) -> None:
     except OSError as e: raise _unwritable(self.path, e) from e
     papermill_io.register(self.name, self)
 
+# %% ../nbs/43_engine.ipynb #8c8f19fc
 @patch
 def give_back(self:Output) -> None:
     "Give the path back; a second call does nothing"
@@ -151,7 +157,7 @@ def write(self:Output,
         with suppress(OSError): new.unlink(missing_ok=True)
         if self.last: self.give_back()
 
-# %% ../nbs/43_engine.ipynb #fcda4a32
+# %% ../nbs/43_engine.ipynb #bd008495
 class Keeper(NotebookExecutionManager):
     "papermill's account of the cells, kept on disk"
     begun, unsaved = False, None
@@ -169,16 +175,18 @@ class Keeper(NotebookExecutionManager):
             if not self.unsaved: logger.error(e)
             self.unsaved, self.last_save_time = e, self.now()
 
-    def fail(self,
-        cell:NotebookNode, # Where it happened
-        name:str, # Of the error
-        text:str # What happened
-    ) -> None:
-        "Write an error under a cell and mark it as failed; those after it have not run"
-        cell.outputs.append(new_output('error', ename=name, evalue=text, traceback=[f'{name}: {text}']))
-        self.cell_exception(cell)
+# %% ../nbs/43_engine.ipynb #f0e59487
+@patch
+def fail(self:Keeper,
+    cell:NotebookNode, # Where it happened
+    name:str, # Of the error
+    text:str # What happened
+) -> None:
+    "Write an error under a cell and mark it as failed"
+    cell.outputs.append(new_output('error', ename=name, evalue=text, traceback=[f'{name}: {text}']))
+    self.cell_exception(cell)
 
-# %% ../nbs/43_engine.ipynb #44617223
+# %% ../nbs/43_engine.ipynb #75e680bf
 handed_on = [getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGHUP', 'SIGINT') if hasattr(signal, name)]
 
 class Signals:
@@ -194,12 +202,19 @@ class Signals:
     def __exit__(self, *args):
         for number, handler in self.before.items(): signal.signal(number, handler)
 
-    def hand_on(self, number, frame):
-        self.received = self.received or signal.Signals(number).name
-        if not self.process or self.process.poll() is not None: return
-        if number == signal.SIGINT and (group := os.getpgid(self.process.pid)) != os.getpgrp(): os.killpg(group, number)
-        else: self.process.send_signal(number)
+# %% ../nbs/43_engine.ipynb #86f190b0
+@patch
+def hand_on(self:Signals,
+    number:int, # Of the signal
+    frame # What Python was doing
+) -> None:
+    "Called when a signal comes"
+    self.received = self.received or signal.Signals(number).name
+    if not self.process or self.process.poll() is not None: return
+    if number == signal.SIGINT and (group := os.getpgid(self.process.pid)) != os.getpgrp(): os.killpg(group, number)
+    else: self.process.send_signal(number)
 
+# %% ../nbs/43_engine.ipynb #4279be57
 @patch
 @contextmanager
 def to(self:Signals,
@@ -222,7 +237,7 @@ def cause(
     except ValueError: name = f'signal {-code}'
     return f'the kernel died of {name}' + (', as it does when there is not enough memory' if name == 'SIGKILL' else '')
 
-# %% ../nbs/43_engine.ipynb #bddf9e68
+# %% ../nbs/43_engine.ipynb #252b29d4
 class Client(PapermillNotebookClient):
     "Runs the cells of a notebook in a kernel"
     def __init__(self,
@@ -240,41 +255,51 @@ class Client(PapermillNotebookClient):
                 if not self.go_on(cell, index): break
             finally: self.nb_man.cell_complete(cell, cell_index=index)
 
-    def go_on(self,
-        cell:NotebookNode, # To be run
-        index:int # Its number
-    ) -> bool: # Is the next one to run?
-        "Run one cell"
-        if cell.cell_type != 'code': return True
-        process = getattr(self.km.provisioner, 'process', None)
-        try:
-            with self.signals.to(process):
-                if not self.signals.received: self.execute_cell(cell, index)
-        except CellExecutionError as e: self.nb_man.cell_exception(cell, cell_index=index, exception=e)
-        except DeadKernelError: raise DeadKernelError(f'{cause(process)}, in cell {index + 1}') from None
-        if self.signals.received: self.nb_man.fail(cell, 'Stopped', f'papermill was sent {self.signals.received}; the cells below did not run')
-        return cell.metadata.papermill['status'] != self.nb_man.FAILED
+# %% ../nbs/43_engine.ipynb #d772a695
+@patch
+def go_on(self:Client,
+    cell:NotebookNode, # To be run
+    index:int # Its number
+) -> bool: # Is the next one to run?
+    "Run one cell"
+    if cell.cell_type != 'code': return True
+    process = getattr(self.km.provisioner, 'process', None)
+    try:
+        with self.signals.to(process):
+            if not self.signals.received: self.execute_cell(cell, index)
+    except CellExecutionError as e: self.nb_man.cell_exception(cell, cell_index=index, exception=e)
+    except DeadKernelError: raise DeadKernelError(f'{cause(process)}, in cell {index + 1}') from None
+    if self.signals.received: self.nb_man.fail(cell, 'Stopped', f'papermill was sent {self.signals.received}; the cells below did not run')
+    return cell.metadata.papermill['status'] != self.nb_man.FAILED
 
-# %% ../nbs/43_engine.ipynb #fd5d3884
+# %% ../nbs/43_engine.ipynb #fb1947b3
+@patch
+def end(self:Keeper,
+    error:BaseException # That is not a cell's
+) -> None:
+    "Write it under the last cell that started, or the first"
+    cells = [c for c in self.nb.cells if c.cell_type == 'code']
+    started = [c for c in cells if c.metadata.papermill['status'] != self.PENDING]
+    for cell in started[-1:] or cells[:1]: self.fail(cell, type(error).__name__, str(error))
+
+# %% ../nbs/43_engine.ipynb #7fbfa1b8
 def run_cells(
     keeper:Keeper, # Writes the notebook
     signals:Signals, # Come while cells run
     input_path=None, timeout=None, execution_timeout=None, startup_timeout=60, start_timeout=60, # As papermill names them
     **options # Of papermill's client
 ) -> None:
-    "Run a notebook; an error that is not a cell's is raised, and written under the last cell that started"
+    "Run a notebook; raises what is not an error of a cell"
     keeper.notebook_start()
     try: Client(keeper, signals, timeout=execution_timeout or timeout, startup_timeout=start_timeout, log=logger, **options).execute()
     except BaseException as e:
-        cells = [c for c in keeper.nb.cells if c.cell_type == 'code']
-        started = [c for c in cells if c.metadata.papermill['status'] != keeper.PENDING]
-        for cell in started[-1:] or cells[:1]: keeper.fail(cell, type(e).__name__, str(e))
+        keeper.end(e)
         raise
     finally:
         keeper.cleanup_pbar()
         keeper.notebook_complete()
 
-# %% ../nbs/43_engine.ipynb #bb2ab10a
+# %% ../nbs/43_engine.ipynb #75722e62
 def execute_notebook(
     nb:NotebookNode, # With what was passed
     kernel_name:str, # What runs it
@@ -294,6 +319,6 @@ def execute_notebook(
         output.give_back()
         raise
     output.last = True # papermill writes once more, with a note about errors
-    if keeper.unsaved: # so that this is known even if it cannot be written
-        for error in [o for c in keeper.nb.cells for o in c.get('outputs', []) if o.output_type == 'error']: logger.error(f'{error.ename}: {error.evalue}')
-    return keeper.nb
+    for error in [o for c in nb.cells for o in c.get('outputs', []) if o.output_type == 'error']:
+        if keeper.unsaved: logger.error(f'{error.ename}: {error.evalue}') # which perhaps nobody will find in the notebook
+    return nb

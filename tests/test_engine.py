@@ -44,7 +44,7 @@ TYPED = "beta: float = 1. # weight\nwidths: list[int] = [64]\nkind: Literal['a',
 class Pages:
     "Notebooks in a folder, and papermill on them"
     def __init__(self, folder, home, registered):
-        self.folder = folder
+        self.folder, self.started = folder, []
         self.env = environment(home, JUPYTER_PATH=registered, PYTHONPATH=f'{ROOT}{os.pathsep}{registered}')
 
     def make(self, *sources, parameters='from typing import Literal', kernel='counted', name='in.ipynb'):
@@ -53,7 +53,9 @@ class Pages:
 
     def start(self, *words, output='out.ipynb', engine=('--engine', 'dlframe'), before=None, prefix=()):
         words = [*prefix, sys.executable, '-m', 'papermill', '--no-progress-bar', *engine, 'in.ipynb', output, *words]
-        return subprocess.Popen([str(w) for w in words], cwd=self.folder, env=self.env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=before)
+        pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.started.append(subprocess.Popen([str(w) for w in words], cwd=self.folder, env=self.env, text=True, preexec_fn=before, **pipes))
+        return self.started[-1]
 
     def run(self, *words, **options):
         "To its end: exit status, and lines that it said"
@@ -83,7 +85,9 @@ def end(papermill):
 @pytest.fixture
 def pages(tmp_path, registered):
     for name in 'pages', 'home': (tmp_path/name).mkdir()
-    return Pages(tmp_path/'pages', tmp_path/'home', registered)
+    pages = Pages(tmp_path/'pages', tmp_path/'home', registered)
+    yield pages
+    for papermill in pages.started: papermill.kill() # after a test that failed
 
 # What is refused
 

@@ -22,7 +22,7 @@ train:
 	$(if $(strip $(foreach p,-p -r --parameters --parameters_raw,$(findstring $(p) name ,$(strip $(ARGS)) ))),$(error name the run with NAME=…, not in ARGS))
 	@if [ -e "$(NOTEBOOK)" ]; then echo "dlframe: $(NOTEBOOK) exists: choose another NAME" >&2; exit 1; fi
 	@mkdir -p runs
-	@RUNS_ROOT="$(CURDIR)/runs" $(IN) python -m papermill --stdout-file - --stderr-file - nbs/experiments/train.ipynb "$(NOTEBOOK)" -p beta 0.1 $(ARGS) -r name "$(NAME)" || \
+	@RUNS_ROOT="$(CURDIR)/runs" $(IN) python -m papermill --engine dlframe --stdout-file - --stderr-file - nbs/experiments/train.ipynb "$(NOTEBOOK)" -p beta 0.1 $(ARGS) -r name "$(NAME)" || \
 	  { status=$$?; [ ! -e "$(NOTEBOOK)" ] || echo "dlframe: training failed; the notebook as far as it came: $(NOTEBOOK)" >&2; exit $$status; }
 	@echo "run folder: runs/$(NAME)/"
 	@echo "notebook:   $(NOTEBOOK)"

@@ -16,5 +16,5 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=[name, f'{name}.*']), python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{name}={name}._modidx:d']},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'papermill.engine': cfg['papermill_engines'].split(), 'nbdev': [f'{name}={name}._modidx:d']},
 )

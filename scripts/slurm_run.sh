@@ -11,8 +11,10 @@
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=16G
-# CHANGE: if the run takes longer, submit it again; at most the time since the last checkpoint (`save_every`) is lost
+# CHANGE: if the run takes longer, submit it again
 #SBATCH --time=08:00:00
+# It is told two minutes before the end, saves a checkpoint and stops; otherwise at most the time since the last one (`save_every`) is lost
+#SBATCH --signal=USR1@120
 set -eu
 
 name=${1:?usage: sbatch scripts/slurm_run.sh NAME [-p parameter value ...]}
@@ -29,4 +31,4 @@ if [ -e "$run/checkpoints/last.ckpt" ]; then set -- "$@" -r resume "$run"
 elif [ -e "$run" ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then mv "$run" "$run-stopped-$(date +%Y%m%d-%H%M%S)" # before its first checkpoint
 fi
 mkdir -p "$RUNS_ROOT"
-exec srun papermill nbs/experiments/train.ipynb "$run-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.ipynb" "$@" -r name "$name"
+exec srun papermill --engine dlframe nbs/experiments/train.ipynb "$run-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.ipynb" "$@" -r name "$name"

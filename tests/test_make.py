@@ -39,6 +39,12 @@ def ready(copy):
     (copy/'.venv/installed').touch()
     return copy
 
+def test_the_command(ready):
+    (ready/'.venv/bin').mkdir()
+    program(ready/'.venv/bin/python', 'echo "$@"')
+    r = run('make', 'train', 'NAME=first', 'ARGS=-p z_dim 2', cwd=ready)
+    assert r.stdout.splitlines()[0] == '-m papermill --engine dlframe --stdout-file - --stderr-file - nbs/experiments/train.ipynb runs/first.ipynb -p beta 0.1 -p z_dim 2 -r name first'
+
 def test_the_name_is_not_in_args(ready):
     r = run('make', 'train', 'ARGS=-p beta 1 -p  name mine', cwd=ready)
     assert r.returncode and 'NAME=' in r.stdout

@@ -65,7 +65,7 @@ def test_method(file):
 def test_command(file):
     "Each trial gets a notebook of its own: W&B expands `${envvar:WANDB_RUN_ID}` before there is one, so the shell must"
     command = read(file)['command']
-    assert '"runs/$WANDB_SWEEP_ID/$WANDB_RUN_ID.ipynb"' in command[3] and not any('envvar' in c for c in command)
+    assert 'exec papermill --engine dlframe "$0" "runs/$WANDB_SWEEP_ID/$WANDB_RUN_ID.ipynb"' in command[3] and not any('envvar' in c for c in command)
     assert command[-2:] == ['-f', '${args_json_file}']
 
 # What a cluster would do
@@ -115,8 +115,8 @@ def test_a_run_starts_and_goes_on(cluster):
     page, more, runs = 'nbs/experiments/train.ipynb', ['-p', 'train_for', '20 epochs'], cluster.runs
     def started(**env):
         words, said = cluster('scripts/slurm_run.sh', 'first', *more, **env)
-        assert said == '' and words[:2] == ['papermill', page] and words[-1] == '4'
-        return words[2:-1]
+        assert said == '' and words[:4] == ['papermill', '--engine', 'dlframe', page] and words[-1] == '4'
+        return words[4:-1]
     assert started() == [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first']
     (runs/'first').mkdir()
     assert started() == [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first'] # the page says that the name is taken

@@ -1,6 +1,7 @@
 # make train     train a VAE; ARGS="-p dataset MNIST -p train_for '2 epochs'" sets parameters, NAME=first names the run
 # make test      everything: notebooks, tests, the gate; ARGS goes to pytest
 # make bench     images per second beside a bare loop
+# make torture   kill runs a hundred times and more, resume them, compare; ARGS="--kills 300"
 # make prepare   before a commit: export, clean, README
 # make docs      the pages, in _docs (needs Quarto)
 # PYTHON=python3.12 make … chooses the Python; UV_TORCH_BACKEND=cpu takes the small torch where uv is installed.
@@ -12,8 +13,8 @@ NOTEBOOK = runs/$(NAME).ipynb
 # (idle threads sleep: where cores are shared, spinning ones were measured to make a run sixty times slower)
 IN := OMP_WAIT_POLICY=PASSIVE PATH="$(CURDIR)/.venv/bin:$$PATH" JUPYTER_PATH="$(CURDIR)/.venv/share/jupyter"
 
-.PHONY: train test bench prepare readme docs
-train test bench prepare readme docs: .venv/installed
+.PHONY: train test bench torture prepare readme docs
+train test bench torture prepare readme docs: .venv/installed
 
 .venv/installed: settings.ini setup.py pyproject.toml
 	@PYTHON="$(PYTHON)" scripts/environment
@@ -32,6 +33,9 @@ test:
 
 bench:
 	@$(IN) python benchmarks/throughput.py $(ARGS)
+
+torture:
+	@$(IN) OMP_NUM_THREADS=1 PYTHONPATH=. python tests/torture.py $(ARGS)
 
 prepare:
 	@$(IN) nbdev-export

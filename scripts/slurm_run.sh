@@ -27,8 +27,6 @@ export DATA_ROOT="${DATA_ROOT:-$HOME/.cache/dlframe/data}"
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" OMP_WAIT_POLICY=PASSIVE RUNS_ROOT="${RUNS_ROOT:-$PWD/runs}"
 
 run="$RUNS_ROOT/$name"
-if [ -e "$run/checkpoints/last.ckpt" ]; then set -- "$@" -r resume "$run"
-elif [ -e "$run" ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then mv "$run" "$run-stopped-$(date +%Y%m%d-%H%M%S)" # before its first checkpoint
-fi
+[ ! -e "$run/manifest.json" ] || set -- "$@" -r resume "$run"
 mkdir -p "$RUNS_ROOT"
 exec srun papermill --engine dlframe nbs/experiments/train.ipynb "$run-${SLURM_JOB_ID:-0}.${SLURM_RESTART_COUNT:-0}.ipynb" "$@" -r name "$name"

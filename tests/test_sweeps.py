@@ -118,11 +118,8 @@ def test_a_run_starts_and_goes_on(cluster):
         assert said == '' and words[:4] == ['papermill', '--engine', 'dlframe', page] and words[-1] == '4'
         return words[4:-1]
     assert started() == [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first']
-    (runs/'first').mkdir()
-    assert started() == [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first'] # the page says that the name is taken
-    assert started(SLURM_RESTART_COUNT='1') == [f'{runs}/first-7.1.ipynb', *more, '-r', 'name', 'first']
-    assert [p.name[:13] for p in runs.iterdir()] == ['first-stopped']
-    (runs/'first/checkpoints').mkdir(parents=True)
-    (runs/'first/checkpoints/last.ckpt').touch()
+    (runs/'first').mkdir(parents=True)
+    assert started(SLURM_RESTART_COUNT='1') == [f'{runs}/first-7.1.ipynb', *more, '-r', 'name', 'first'] # killed before there was a run; the page takes the folder
+    (runs/'first/manifest.json').touch()
     assert started(SLURM_RESTART_COUNT='1') == [f'{runs}/first-7.1.ipynb', *more, '-r', 'resume', f'{runs}/first', '-r', 'name', 'first']
     assert 'usage: sbatch scripts/slurm_run.sh NAME' in cluster('scripts/slurm_run.sh')[1]

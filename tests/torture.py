@@ -25,7 +25,7 @@ from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.ramps import Ramp
 from dlframe.run import Run
-from dlframe.specs import Part
+from dlframe.specs import Part, make
 from dlframe.status import state
 from dlframe.vae import VAE
 
@@ -75,10 +75,8 @@ def players():
 def readers():
     "Rows that are read, with noise, by two other processes; early stopping; momentum"
     o = Optimization(Classifier(predictor('mlp', (1, 8, 8), classes=10, widths=[32])), Jittered(), 'SGD', .1, 32, momentum=.9, nesterov=True)
-    stop = pl.callbacks.EarlyStopping
-    from dlframe.specs import make
     return Run(o, '6 epochs', [Evaluate(Terms('valid'), '1 epoch')], name='readers', log_every='4 steps', save_every='7 steps',
-               callbacks=[Clock(), make(stop, 'valid/loss', patience=3, check_on_train_epoch_end=True)])
+               callbacks=[Clock(), make(pl.callbacks.EarlyStopping, 'valid/loss', patience=3, check_on_train_epoch_end=True)])
 
 kinds = {f.__name__: f for f in (noisy, players, readers)}
 
@@ -124,9 +122,8 @@ def looking(at):
     Evaluator.__call__ = new
 
 def live(kind, place, wound=None):
-    "In a process of its own: start the run of a kind in `place`, or go on with it; its exit status and seconds"
-    start, pid = time.monotonic(), os.fork()
-    if pid: return pid, start
+    "In a process of its own, whose number is returned: start the run of a kind in `place`, or go on with it"
+    if pid := os.fork(): return pid
     status = 1
     try:
         out = os.open(place.with_suffix('.log'), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -211,8 +208,8 @@ class Report:
 def whole(kind, root):
     "The run that is left alone: its folder, its seconds, how often it changes files, saves and looks"
     folder, told = root/'runs'/f'{kind}-whole', root/f'{kind}.json'
+    if told.exists(): return folder, *json.loads(told.read_text())
     def count():
-        import atexit
         seen, saves, looks = counting(), Counter(), Counter()
         save, look = torch.save, Evaluator.__call__
         def saving(*args, **kwargs): saves['n'] += 1; return save(*args, **kwargs)
@@ -221,11 +218,11 @@ def whole(kind, root):
         end = Run.fit
         def fit(self, *args):
             try: return end(self, *args)
-            finally: told.write_text(json.dumps([seen['n'], saves['n'], looks['n']]))
+            finally: told.write_text(json.dumps([time.monotonic() - start, [seen['n'], saves['n'], looks['n']]]))
         Run.fit = fit
-    pid, start = live(kind, folder, count)
-    assert ended(pid) == 0, folder.with_suffix('.log').read_text()
-    return folder, time.monotonic() - start, json.loads(told.read_text())
+    start = time.monotonic()
+    assert ended(live(kind, folder, count)) == 0, folder.with_suffix('.log').read_text()
+    return folder, *json.loads(told.read_text())
 
 def wounds(n_files, n_saves, n_looks, rng):
     "One way to be killed, by the process itself"
@@ -233,7 +230,7 @@ def wounds(n_files, n_saves, n_looks, rng):
     at = rng.randint(1, {'file': n_files, 'save': n_saves, 'look': n_looks}[way])
     return way, {'file': lambda: counting(at), 'save': lambda: torn(at), 'look': lambda: looking(at)}[way]
 
-def torture(kind, root, kills, report, rng, most=6, only=None):
+def torture(kind, root, kills, report, rng, most=6):
     "Kill runs of one kind until there were so many kills"
     reference, seconds, numbers = whole(kind, root)
     done = 0
@@ -241,10 +238,10 @@ def torture(kind, root, kills, report, rng, most=6, only=None):
         place, here = root/'runs'/f'{kind}-{report.runs[kind]}', 0
         report.runs[kind] += 1
         for life in range(100):
-            way, wound = ('time', None) if only is None and rng.random() < .5 else wounds(*numbers, rng) if only is None else only(done + 1)
+            way, wound = ('time', None) if rng.random() < .5 else wounds(*numbers, rng)
             if here >= most or done >= kills: way, wound = None, None
             report.resumes += (place/'manifest.json').exists()
-            pid, _ = live(kind, place, wound)
+            pid = live(kind, place, wound)
             status = kill_after(pid, rng.uniform(.05, seconds)) if way == 'time' else ended(pid)
             if status == 0: break
             if status != -signal.SIGKILL: report.lost.append(f'{place.name}: ended with {status}: {place.with_suffix(".log").read_text()[-2000:]}'); break
@@ -262,12 +259,13 @@ def everywhere(kind, root, report, step=1, first=1):
     reference, _, (n, *_) = whole(kind, root)
     for at in range(first, n + 1, step):
         place = root/'runs'/f'{kind}-at-{at}'
-        status = ended(live(kind, place, lambda: counting(at))[0])
-        assert status == -signal.SIGKILL, (at, n, place.with_suffix('.log').read_text())
-        report.kills[f'{kind}, each file', 'file'] += 1
-        report.lost += [f'{place.name}: {w}' for w in good(place)]
-        report.resumes += (place/'manifest.json').exists()
-        if status := ended(live(kind, place)[0]): report.lost.append(f'{place.name}: ended with {status}: {place.with_suffix(".log").read_text()[-2000:]}')
+        status = ended(live(kind, place, lambda: counting(at)))
+        if status == -signal.SIGKILL: # metrics are written once a second: a fast run may make fewer calls
+            report.kills[f'{kind}, each file', 'file'] += 1
+            report.lost += [f'{place.name}: {w}' for w in good(place)]
+            report.resumes += (place/'manifest.json').exists()
+            status = ended(live(kind, place))
+        if status: report.lost.append(f'{place.name}: ended with {status}: {place.with_suffix(".log").read_text()[-2000:]}')
         elif found := compare(reference, place): report.different.append(f'{place.name}: {found}')
         shutil.rmtree(place, ignore_errors=True)
     report.runs[f'{kind}, each file'] += len(range(first, n + 1, step))
@@ -297,8 +295,7 @@ def commanded(how, root, kills, report, rng):
         assert start('papermill-whole').wait() == 0, (root/'papermill-whole.out').read_text()
         reference, name = root/'runs/papermill-whole', 'papermill-killed'
     else:
-        if not (root/'runs/noisy-whole').exists(): whole('noisy', root)
-        reference, name = root/'runs/noisy-whole', 'command-killed'
+        reference, name = whole('noisy', root)[0], 'command-killed'
     folder, seconds = root/'runs'/name, 2.
     for i in range(kills):
         process, before = start(name), processes(folder)

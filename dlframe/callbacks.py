@@ -6,9 +6,10 @@
 __all__ = ['Periodic', 'StopAfter', 'LogTerms', 'gathered', 'Evaluate', 'Checkpoint', 'save_whole', 'generators', 'restore',
            'Interrupt', 'watched', 'Progress']
 
-# %% ../nbs/35_callbacks.ipynb #3c1bcf1f
+# %% ../nbs/35_callbacks.ipynb #38f73518
 import os, random, signal, sys, threading
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from fastcore.basics import patch
 from pytorch_lightning.callbacks import Callback
 from tqdm import tqdm
 
-from .checks import known
+from .checks import known, shown
 from .entries import Entry, Scalar, Scalars
 from .evaluation import Evaluator
 from .specs import Part
@@ -105,7 +106,7 @@ def gathered(
     if trainer.world_size > 1: torch.distributed.all_gather_object(found, mine)
     return found
 
-# %% ../nbs/35_callbacks.ipynb #d9b323e6
+# %% ../nbs/35_callbacks.ipynb #57bec868
 class Evaluate(Periodic):
     "Run an evaluator at the start, at its period and at the end, and log what it found"
     def __init__(self,
@@ -116,6 +117,8 @@ class Evaluate(Periodic):
         at_end:bool=True # After the last step?
     ):
         super().__init__(every)
+        if not isinstance(name, (str, NoneType)): raise TypeError(f"`name` must be a text, got {shown(name)}")
+        if name and not all(n.isprintable() and 0 < len(n.encode()) <= 200 and n not in ('.', '..') for n in name.split('/')): raise ValueError(f"`name` must be names joined by '/', for files are called so, got {shown(name)}")
         self.evaluator, self.name, self.at_start, self.at_end, self.last = evaluator, name or evaluator.label, at_start, at_end, None
 
     @property

@@ -6,7 +6,7 @@
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'require_compiler', 'forked', 'Begin',
            'check_launch', 'settings_kept', 'Live', 'rerun', 'main']
 
-# %% ../nbs/42_run.ipynb #f7224497
+# %% ../nbs/42_run.ipynb #557ba42e
 import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +24,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
 from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, save_whole, watched
-from .checks import known, whole
+from .checks import explained, known, shortened, shown, whole
 from .devices import find_device
 from .distributions import validation
 from .entries import Figure
 from .evaluation import batches, observe
-from .loading import curves, find_folder
+from .loading import curves, find_folder, load_weights, read_checkpoint
 from .loggers import Loggers, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
@@ -62,7 +62,7 @@ def keep_code(
     changes = _said('git', 'diff', 'HEAD')
     if changes and len(changes) <= most: (folder/'code.patch').write_text(changes + '\n', encoding='utf-8')
 
-# %% ../nbs/42_run.ipynb #c7d7c504
+# %% ../nbs/42_run.ipynb #bcb637c1
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -90,7 +90,7 @@ class Run(Part):
         self.log_reduce = known('log_reduce', log_reduce, ('mean', 'last'))
         for option in self.trainer: known('trainer', option, _trainer_options())
         self.name, self.logger = name or f'{time.strftime("run-%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}', make_logger(logger)
-        if not re.fullmatch(r'\w[\w .,=+@-]*', self.name): raise ValueError(f"`name` must be letters, digits and any of ' .,=+@-', got {self.name!r}")
+        if not re.fullmatch(r'\w[\w .,=+@-]*', self.name) or len(self.name.encode()) > 200: raise ValueError(f"`name` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got {shown(self.name)}")
 
     @property
     def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
@@ -160,7 +160,7 @@ def require_compiler() -> None:
     if any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'gcc', 'clang++', 'clang', 'cl')))): return
     raise ValueError("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
 
-# %% ../nbs/42_run.ipynb #7bf6d585
+# %% ../nbs/42_run.ipynb #dd516c4f
 def forked(
     trainer:pl.Trainer # Lightning's
 ) -> bool: # Do copies of this process train, and this one waits?
@@ -185,6 +185,8 @@ class Begin(pl.Callback):
 
     def teardown(self, trainer, pl_module, stage):
         if forked(trainer): self.run.end(trainer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): self.run.started = True # the states of a checkpoint were of use
 
 @patch
 def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
@@ -221,13 +223,14 @@ def settings_kept():
         torch.set_num_threads(threads), torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
 
-# %% ../nbs/42_run.ipynb #3cf11c3e
+# %% ../nbs/42_run.ipynb #b1c7efa3
 @patch
 def fit(self:Run,
     checkpoint:Path|None=None, # Go on from here, in the folder that is there
     resumed:dict|None=None # Its manifest
 ) -> 'Run': # Itself
     "Train; raises before anything is written if something is wrong with the run"
+    self.started = False
     with quiet_lightning(), settings_kept():
         trainer = self.make_trainer()
         if trainer.is_global_zero: self.begin(resumed)
@@ -240,6 +243,9 @@ def fit(self:Run,
             trainer.strategy.barrier() # nobody reads the folder before it is complete
         except BaseException as e:
             for process in getattr(trainer.strategy.launcher, 'procs', []): process.kill() # they would wait for this one
+            ours = isinstance(e, (OSError, MisconfigurationException, FloatingPointError)) or explained(e)
+            unfit = checkpoint and not self.started and not forked(trainer) and isinstance(e, Exception) and not ours
+            if unfit: raise ValueError(f"{checkpoint} must be a checkpoint that this run can go on from: {type(e).__name__}: {shortened(str(e))}") from e
             if not isinstance(e, SystemExit): raise
             signal.signal(signal.SIGINT, signal.default_int_handler) # `SystemExit` is Lightning's answer to a second interrupt, after which it ignores all others
             raise KeyboardInterrupt from None
@@ -308,7 +314,7 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #3343992e
+# %% ../nbs/42_run.ipynb #21434df4
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run with `checkpoints/last.ckpt`, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -318,18 +324,31 @@ def resume(cls:Run,
     "Go on with a run, in its folder; raises `FileNotFoundError` without a checkpoint, `ValueError` if it is finished"
     folder, changes = find_folder(folder, ['checkpoints/last.ckpt']).absolute(), {'run.train_for': train_for} if train_for else {}
     checkpoint = folder/'checkpoints/last.ckpt'
-    if not checkpoint.exists(): raise FileNotFoundError(f"`folder` must be that of a run with a checkpoint to go on from, got {folder} without checkpoints/last.ckpt")
+    if not checkpoint.is_file(): raise FileNotFoundError(f"`folder` must be that of a run with a checkpoint to go on from, got {folder} without checkpoints/last.ckpt")
     manifest = override(read(folder/'manifest.json'), changes, packages)
-    run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
-    run.place, run.parameters = folder, manifest['parameters']
-    saved = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    now, end = saved['counters'][run.train_for.unit], run.train_for.amount
-    if now >= end: raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {run.train_for.unit}, got '{run.train_for}'")
-    run.logger.load_state_dict(saved['logger'])
-    manifest.setdefault('resumed', []).append({'steps': saved['counters']['steps'], **circumstances()})
-    return run.fit(checkpoint, manifest)
+    run = _built(manifest, packages)
+    run.place, run.parameters = folder, dict(manifest.get('parameters') or {})
+    saved, unit = read_checkpoint(checkpoint, _needed), run.train_for.unit
+    if not isinstance(saved['counters'], dict) or not all(isinstance(saved['counters'].get(c), (int, float)) for c in ('steps', unit)): raise ValueError(f"{checkpoint} must hold counters of steps and {unit}, got {shown(saved['counters'])}")
+    load_weights(run.optimization.model, checkpoint) # before anything is written: does it belong to this manifest?
+    now, end = saved['counters'][unit], run.train_for.amount
+    if now >= end: raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{run.train_for}'")
+    try: run.logger.load_state_dict(saved['logger'])
+    except (AttributeError, KeyError, TypeError) as e: raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
+    earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
+    return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters']['steps'], **circumstances()}]})
 
-# %% ../nbs/42_run.ipynb #c352f4f1
+_needed = ('state_dict', 'counters', 'logger', 'random', 'terms', 'loops', 'callbacks', 'optimizer_states', 'lr_schedulers') # in a checkpoint, to go on from it
+
+def _built(manifest, packages):
+    "The run that a manifest describes"
+    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
+    if not isinstance(manifest.get('parameters') or {}, Mapping): raise ValueError(f"`parameters` of the manifest must be names and values, got {shown(manifest['parameters'])}")
+    run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
+    if not isinstance(run, Run): raise ValueError(f"`run` must describe a run, got {shown(run)}")
+    return run
+
+# %% ../nbs/42_run.ipynb #421d1a04
 def rerun(
     manifest:Mapping, # As in `manifest.json`, or written by hand
     changes:Mapping={}, # Paths and values, `{'model.beta': 0.2}`
@@ -337,12 +356,14 @@ def rerun(
 ) -> Run: # Finished
     "Build the run that a manifest describes and fit it, under a new name unless `changes` gives one"
     manifest = {k: v for k, v in manifest.items() if k not in ('made', 'resumed')}
-    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {manifest.get('run')!r} among {', '.join(manifest)}")
+    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
     manifest = override(override(manifest, {'run.name': None}, packages), changes, packages)
-    if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {manifest['run']!r}")
-    pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
-    run = build(manifest, packages)['run']
-    run.parameters = dict(changes) or dict(manifest.get('parameters', {}))
+    if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {shown(manifest['run'])}")
+    seed = whole('run.seed', manifest['run'].get('seed', 0), least=0)
+    if seed >= 2**32: raise ValueError(f"`run.seed` must be less than 2**32, got {seed}")
+    pl.seed_everything(seed, verbose=False)
+    run = _built(manifest, packages)
+    run.parameters = dict(changes) or dict(manifest.get('parameters') or {})
     return run.fit()
 
 # %% ../nbs/42_run.ipynb #eabd3066

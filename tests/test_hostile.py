@@ -1,5 +1,5 @@
 "Hostile and broken input, generated: taken and right, or refused in our words; in time, nothing executed, no file changed"
-import io, json, math, os, pickle, re, signal, struct, sys, tempfile, zipfile
+import io, json, math, os, pickle, re, shutil, signal, struct, sys, tempfile, zipfile
 from collections import Counter
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -9,10 +9,11 @@ import hypothesis.strategies as st
 import pytest
 import safetensors.torch
 import torch
-from experiment import environment, left
+from experiment import PAGE, left
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from test_bad_input import mnist
+from tree import ROOT
 
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
@@ -24,7 +25,8 @@ from dlframe.optimization import Optimization
 from dlframe.params import check_parameters, read_value
 from dlframe.priors import prior
 from dlframe.run import Run, main, rerun
-from dlframe.specs import allowed_packages, build, find, make, override, parse, read, spec
+from dlframe.specs import build, find, override, parse, read, spec
+from dlframe.sweeps import declared, read_sweep
 from dlframe.vae import VAE
 
 set_hypothesis_home_dir(tempfile.gettempdir() + '/hypothesis')
@@ -490,5 +492,64 @@ def test_images_with_changed_bytes(case, monkeypatch):
             file.write_bytes(whole[file])
         for content_ in odd: one(content_)
         each(20, content=changed_bytes(content))(one)
+
+# Sweep files
+
+SWEEPS = sorted((ROOT/'sweeps').glob('*.yaml'))
+
+@pytest.fixture
+def sweeps(tmp_path):
+    "A folder with a notebook that a sweep may run: `write(sweep)` gives the file"
+    page = tmp_path/'nbs/experiments/train.ipynb'
+    page.parent.mkdir(parents=True)
+    shutil.copy(ROOT/PAGE, page)
+    def write(content):
+        (tmp_path/'sweep.yaml').write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return tmp_path/'sweep.yaml'
+    write.page = page
+    return write
+
+def sensible(sweep):
+    "Whatever is drawn from it can be read by the page"
+    return sweep.method in ('grid', 'random', 'bayes') and not sweep.program.is_absolute() and sweep.parameters.keys() <= declared(ROOT/PAGE).keys() and all(isinstance(w, str) for w in sweep.command) and (sweep.run_cap is None or sweep.run_cap > 0)
+
+def test_sweeps_with_changed_bytes(case, sweeps):
+    for original in SWEEPS:
+        @each(40, content=changed_bytes(original.read_bytes()))
+        def _(content):
+            file = sweeps(content)
+            case(lambda: read_sweep(file, case.folder), sensible, re.escape(str(file)))
+
+def test_sweeps_with_other_values(case, sweeps):
+    "Each place holds something that does not belong there, or nothing, or more"
+    originals = [parse(f.read_text('utf-8')) for f in SWEEPS] + [{**parse(SWEEPS[0].read_text('utf-8')), 'early_terminate': {'type': 'hyperband', 'max_iter': 27, 's': 2, 'eta': 3, 'strict': True},
+        'parameters': {'lr': {'distribution': 'q_log_uniform', 'min': -5, 'max': -1, 'q': 1e-3}, 'beta': {'distribution': 'normal', 'mu': 0, 'sigma': 1}, 'weights': {'parameters': {'rate': {'values': [.1, .2], 'probabilities': [.5, .5]}}}}}]
+    other = st.sampled_from([KeyError, None, 0, -1, 1e999, math.nan, 10**400, '', '..', '/etc/passwd', '../train.ipynb', '${program}', '${envvar:WANDB_RUN_ID}', '\0', '\ud800', 'x'*9999, [], {}, [[]], [None], {'value': 1}, {'parameters': {}}, {'parameters': {'a': {'value': 1}}}, {'min': 1, 'max': 1}, {'distribution': 'log_uniform', 'min': 0, 'max': 1e9},
+        {'distribution': 'beta', 'a': 0, 'b': 1}, {'distribution': 'inv_log_uniform_values', 'min': -1, 'max': 1}, {'distribution': 'q_uniform', 'min': 0, 'max': 1, 'q': 1e-320}, {'distribution': 'q_uniform', 'min': 0., 'max': 1e308, 'q': 1e-300}, {'distribution': 'uniform', 'min': -1.7e308, 'max': 1.7e308}, {'distribution': ['uniform']}, {'values': 3}, {'value': {'cls': 'os.system'}}, deep(200)])
+    places = st.one_of(*(st.tuples(st.just(o), st.sampled_from(list(paths(o)))) for o in originals))
+    @each(250, where=places, value=other | leaves)
+    def _(where, value):
+        file = sweeps(replaced(json.dumps(where[0]), where[1], value))
+        case(lambda: read_sweep(file, case.folder), sensible, re.escape(str(file)))
+
+def test_sweeps_of_odd_kinds(case, sweeps):
+    for content in [b'', b'{}', b'[]', b'3', b'\xff\xfe', laughs(30), laughs(12, True), b'a: &a [*a]', b'['*50_000, b'program: !!python/object/apply:os.system [touch executed]', b'parameters: &p {beta: *p}', b'program: x.ipynb\nprogram: y.ipynb', b'--- {}\n--- {}', b'1: 2', b'? [a]\n: 1']:
+        file = sweeps(content)
+        case(lambda: read_sweep(file, case.folder), lambda found: False, re.escape(str(file)))
+    for name in odd_names: case(lambda: read_sweep(name), lambda found: False)
+
+def test_notebooks_that_sweeps_run(case, sweeps):
+    "The page is read, never executed"
+    file, raw = sweeps(SWEEPS[0].read_bytes()), sweeps.page.read_bytes()
+    start = raw.index(b'"parameters"')
+    @each(60, content=changed_bytes(raw[start - 200:start + 3000]))
+    def _(content):
+        sweeps.page.write_bytes(raw[:start - 200] + content + raw[start + 3000:])
+        case(lambda: read_sweep(file, case.folder), lambda sweep: sweep.method == 'bayes', re.escape(str(file)))
+    def page(source, tags=('parameters',)): return json.dumps({'cells': [{'cell_type': 'code', 'source': source, 'metadata': {'tags': tags}}]}).encode()
+    for content in [b'', b'{}', b'[]', b'{"cells": 3}', b'{"cells": [3]}', b'{"cells": [{"cell_type": "code"}]}', b'\xff', b'['*50_000, page(3), page([3]), page('a'), page('beta: float = 1.', 3), page('beta: float = 1.', 'parameters'), page("beta: open('executed', 'w') = 1"), page("beta: [open('executed', 'w') for _ in 'a'][0] = 1"),
+                    page("beta: (lambda: open('executed', 'w'))() = 1"), page("beta: list[__import__('os').system('touch executed')] = 1"), page('beta: float = open("executed", "w")'), page('%%bash\ntouch executed'), page('!touch executed'), page('x: ' + 'list['*80 + 'int' + ']'*80 + ' = 1'), page('x: ' + '('*5000 + ' = 1'), page("x: int|'executed' = 1"), page('x: int[3] = 1'), page('\0: int = 1')]:
+        sweeps.page.write_bytes(content)
+        case(lambda: read_sweep(file, case.folder), lambda sweep: False, re.escape(str(file)))
 
 if __name__ == '__main__': sys.exit(pytest.main([__file__, '-n0', '-q', '-p', 'no:cacheprovider']))

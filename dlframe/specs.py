@@ -348,7 +348,7 @@ def _first_class(part):
     kept = {*usual, *part.__dict__.get('_made', ())}
     return sorted(n for n in names if n[0] == '_' or n in kept or n not in brought)
 
-# %% ../nbs/01_specs.ipynb #eb8b2e00
+# %% ../nbs/01_specs.ipynb #0cb451aa
 _tags = [f'tag:yaml.org,2002:{name}' for name in ('null', 'bool', 'int', 'float', 'str', 'seq', 'map', 'merge')]
 
 class _Loader(yaml.SafeLoader):
@@ -357,6 +357,9 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {k: [r for r in v if r[0] in _tags] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
     def flatten_mapping(self, node):
+        own = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)] if not hasattr(node, 'flat') else [] # an alias brings it here again
+        if len({*own}) < len(own): raise ValueError(f'the key {max(own, key=own.count)!r} twice in one mapping')
+        node.flat = True
         super().flatten_mapping(node)
         if len(node.value) > 10_000: raise ValueError('a mapping with more than 10,000 keys')
 
@@ -372,9 +375,13 @@ def _size(o, seen):
         seen[id(o)] = 1 + sum(_size(v, seen) for v in (o.values() if isinstance(o, dict) else o))
     return seen[id(o)]
 
+def _once(pairs):
+    if len(found := dict(pairs)) < len(pairs): raise ValueError('a key twice in one mapping')
+    return found
+
 def _data(text):
     try:
-        if not isinstance(found := json.loads(text), float): return found
+        if not isinstance(found := json.loads(text, object_pairs_hook=_once), float): return found
     except (ValueError, RecursionError): pass
     found = yaml.load(text, _Loader)
     if _size(found, {}) > max(len(text), 100_000): raise ValueError('aliases of aliases, too many to write out')

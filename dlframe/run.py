@@ -314,7 +314,7 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #21434df4
+# %% ../nbs/42_run.ipynb #c79e9509
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run with `checkpoints/last.ckpt`, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -338,6 +338,7 @@ def resume(cls:Run,
     earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
     return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters']['steps'], **circumstances()}]})
 
+# %% ../nbs/42_run.ipynb #03d56936
 _needed = ('state_dict', 'counters', 'logger', 'random', 'terms', 'loops', 'callbacks', 'optimizer_states', 'lr_schedulers') # in a checkpoint, to go on from it
 
 def _built(manifest, packages):

@@ -211,6 +211,9 @@ def test_paths(case):
         case(lambda: override(s, {path: value}), lambda found: isinstance(found, dict))
         assert repr(s) == before
 
+def test_places_in_a_list(case):
+    for place in '²', '٣', '-1', '1', '00', '1_0', ' 0', '9'*5000, '': case(lambda: override({'a': [5]}, {f'a.{place}': 2}), lambda found: found == {'a': [2]}, '`')
+
 def test_circles_and_depths(case):
     around, circle = {'a': {'same': 'b'}, 'b': {'same': 'a'}}, []
     circle.append(circle)

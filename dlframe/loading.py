@@ -6,8 +6,8 @@
 __all__ = ['weight_files', 'read_checkpoint', 'load_weights', 'Loaded', 'torch_device', 'find_weights', 'load', 'find_folder',
            'download', 'curves', 'run_folders', 'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #807fb8f4
-import json, math, os, re, shutil, tempfile
+# %% ../nbs/40_loading.ipynb #caef249c
+import json, math, os, re, shutil, tempfile, zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -29,13 +29,15 @@ from .optimization import weigh
 from .ramps import Ramp
 from .specs import build, read, write
 
-# %% ../nbs/40_loading.ipynb #ab0a7cd5
+# %% ../nbs/40_loading.ipynb #138aa994
 def read_checkpoint(
     file:Path, # `last.ckpt`
     needed:Iterable[str]=('state_dict',) # Names that must be in it
 ) -> dict: # What it holds, on the CPU
     "Read a checkpoint as data: nothing in it is executed; raises `ValueError`, naming the file, if it is damaged or none"
-    try: saved = torch.load(file, map_location='cpu', weights_only=True)
+    try:
+        if zipfile.is_zipfile(file) and sum(i.file_size for i in zipfile.ZipFile(file).infolist()) > file.stat().st_size: raise ValueError('more would come out of it than it is long')
+        saved = torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: # a damaged file can fail in any way
         said = re.search('(Unsupported .*?|WeightsUnpickler error: .*?) *(?:Please|$)', str(e), re.M) or re.search('(.*)', str(e))
         raise ValueError(f"{file} must be a checkpoint of plain data and tensors: {said[1] or type(e).__name__}") from e

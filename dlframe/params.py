@@ -42,7 +42,7 @@ def _many(name, value, origin, args):
     if origin is dict and isinstance(value, dict): return {_one(name, k, args[0]): read_value(name, v, args[1]) for k, v in value.items()}
     raise TypeError
 
-# %% ../nbs/41_params.ipynb #c5a0d412
+# %% ../nbs/41_params.ipynb #30f8ce02
 def _choice(name, value, args):
     "The one of `args` that `value` is, or says; `True` is not 1"
     for v in [value, parse(value)] if isinstance(value, str) and value not in args else [value]:
@@ -67,7 +67,7 @@ def read_value(
             rest = [a for a in args if a is not NoneType]
             return read_value(name, value, rest[0]) if len(rest) == 1 else next(v for v in (_try(name, value, a) for a in rest) if v is not _wrong)
         return _many(name, value, origin, args) if origin else _one(name, value, kind)
-    except (TypeError, ValueError, KeyError, StopIteration, ArithmeticError, RecursionError) as e:
+    except (TypeError, ValueError, KeyError, StopIteration, ArithmeticError) as e:
         if isinstance(e, (ParameterError, KeyError)): raise ParameterError(str(e)) from None
         raise ParameterError(f"`{name}` must be of type {_kind(kind)}, got {shown(value)}") from None
 

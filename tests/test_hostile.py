@@ -31,6 +31,7 @@ from dlframe.specs import build, find, override, parse, read, spec, write
 from dlframe.sweeps import declared, read_sweep
 from dlframe.vae import VAE
 
+pytestmark = pytest.mark.filterwarnings('ignore')
 set_hypothesis_home_dir(tempfile.gettempdir() + '/hypothesis')
 
 class Late(BaseException): pass
@@ -140,8 +141,9 @@ def test_cells(case):
     "What was passed is declared, or refused; whatever stands in the other cells"
     cells = ['', 'beta: float = 1. # weight\nz_dim: int = 8', '# Parameters\n', '# Parameters\nbeta = 0.1', '# Parameters\nbta = 1', '# Parameters\nbeta.__class__ = 1', '# Parameters\n(', '# Parameters\nbeta, z_dim = 1, 2',
              '# Parameters\nbeta[0] = 1', '\0', 'beta: float', '('*300, '-'*50_000 + '1', '1' + '+1'*20_000, 'x: ' + '['*100 + ']'*100 + ' = 1', '%magic', 'beta: float = 1.\n' + '"text"\n'*3, 'a = ' + '['*90 + ']'*90, '# Parameters\nbeta = ' + '-'*50_000 + '1']
-    @each(150, cells=st.just(['', cells[1]]) | st.lists(st.sampled_from(cells) | st.text(max_size=30) | st.from_regex(r'# Parameters\n[a-z_]{1,8}(\.[a-z]{1,5})? = [0-9a-z"\[\]]{0,8}', fullmatch=True), max_size=5),
-          values=st.fixed_dictionaries({}, optional={'beta': plain, 'z_dim': plain}) | st.just({'beta': '1e-05', 'z_dim': 8.}))
+    other = st.sampled_from(cells) | st.text(max_size=30) | st.from_regex(r'# Parameters\n[a-z_]{1,8}(\.[a-z]{1,5})? = [0-9a-z"\[\]]{0,8}', fullmatch=True)
+    @each(150, cells=st.lists(other, max_size=5) | st.lists(st.sampled_from(['', *cells[1:4], '%magic', '\0']), max_size=2).map(lambda more: [cells[1], *more]),
+          values=st.fixed_dictionaries({'beta': st.floats(), 'z_dim': st.integers() | st.sampled_from(['8', 8., '1e3'])}) | st.fixed_dictionaries({}, optional={'beta': plain, 'z_dim': plain}))
     def _(cells, values): case(lambda: check_parameters(cells, values), lambda found: {k: type(v) for k, v in found.items()} in ({'beta': float, 'z_dim': int}, {'beta': float}, {k: type(v) for k, v in found.items()} if not found.keys() & {'beta', 'z_dim'} else None))
 
 # Specifications
@@ -211,6 +213,9 @@ def test_paths(case):
         case(lambda: override(s, {path: value}), lambda found: isinstance(found, dict))
         assert repr(s) == before
 
+def test_arguments_in_a_row(case):
+    for args in 3, 'ab', {}, None, {'cls': 'torch.nn.ReLU'}: case(lambda: build({'cls': 'torch.nn.Sequential', 'args': args}), lambda found: False, '`args` must be a list')
+
 def test_places_in_a_list(case):
     for place in '²', '٣', '-1', '1', '00', '1_0', ' 0', '9'*5000, '': case(lambda: override({'a': [5]}, {f'a.{place}': 2}), lambda found: found == {'a': [2]}, '`')
 
@@ -251,6 +256,7 @@ def trained(tmp_path_factory):
         data = images('digits')
         model = VAE(encoder('mlp', data.shape, 2, [4]), decoder('mlp', 2, data.shape, [4]), prior('standard_normal', 2))
         with redirect_stdout(io.StringIO()): folder = Run(Optimization(model, data, batch_size=64), '3 steps', evaluations=[Evaluate(Terms('valid'))], name='first').fit().folder
+    write({**read(folder/'manifest.json'), 'made': {}}, folder/'manifest.json') # time and machine would make other cases each time
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 @pytest.fixture
@@ -298,6 +304,15 @@ def test_manifests_of_odd_kinds(case, run, trained, monkeypatch):
                     b'!!python/object/apply:os.system [touch executed]', b'run: !!python/object/new:os.system [touch executed]', b'run: !!python/name:os.system', b'run: !!python/module:os', b'run: !!python/object/apply:subprocess.Popen [[touch, executed]]', b'!<tag:yaml.org,2002:python/object/apply:builtins.exec> ["open(\'executed\', \'w\')"]',
                     b'run: !!binary aGk=', b'run: !!set {a, b}', b'run: !!omap [a: 1]', b'run: !!timestamp 2026-01-01', b'run: 2026-13-45', b'run: 2026-01-01', b'run: !local x', b'%TAG ! tag:evil,2026:\n---\nrun: !x 1', b'--- {}\n--- {}', b'run: {? [1]: 2}', b'? {a: 1}\n: 2', b'1: 2', b'null: 2', b'run: {1: 2, cls: dlframe.run.Run}', b'.nan: 1',
                     b'run: {cls: torch.os.system, command: touch executed}', b'{"run": {"cls": "dlframe.run.Run", "optimization": {"cls": "torch.hub.load"}}}']: manifests(case, run.folder, content)
+
+def test_yaml_that_is_no_data(case, run):
+    "Other types than those of JSON, keys that are there twice, and what would be too much written out"
+    for content in [laughs(12), laughs(30), laughs(12, True), laughs(8, True), b'a: &a [*a]', b'a: &a {b: *a}', b'a: !!binary aGk=', b'a: !!set {b, c}', b'a: !!omap [b: 1]', b'a: !!pairs [b: 1]', b'a: !!timestamp 2026-01-01', b'a: !!python/tuple [1]', b'a: 1\na: 2', b'{"a": 1, "a": 2}', b'{"b": {"a": 1, "a": 1}}', b'a: ' + b'9'*5000]:
+        file = run.folder/'manifest.json'
+        file.write_bytes(content)
+        case(lambda: read(file), lambda found: False, re.escape(str(file)))
+        file.write_bytes(content + b'\nrun: {cls: dlframe.run.Run, optimization: {cls: torch.nn.Sequential, args: *l7}}')
+        for do in lambda: rerun(read(file)), lambda: load(run.folder): case(do, lambda found: False)
 
 def replaced(manifest, path, value):
     manifest = json.loads(manifest)
@@ -371,7 +386,7 @@ def checkpoints(case, folder, name, content, which=None):
     for file in LAST, WEIGHTS: (folder/file).unlink(missing_ok=True)
     (folder/name).write_bytes(content)
     case(lambda: load(folder), finite, re.escape(str(folder/name)) if which is None else which)
-    if name == LAST: case(lambda: Run.resume(folder, '9 steps'), a_run, re.escape(str(folder/name)) + '|`train_for`')
+    if name == LAST: case(lambda: Run.resume(folder, '9 steps'), a_run, re.escape(str(folder/name)) + '|`train_for`' if which is None else which)
 
 @pytest.fixture
 def good(trained): return torch.load(io.BytesIO(trained[Path(LAST)]), weights_only=True)
@@ -379,6 +394,18 @@ def good(trained): return torch.load(io.BytesIO(trained[Path(LAST)]), weights_on
 def test_checkpoints_that_would_execute(case, run, trained, good, traps):
     for content in evil_checkpoints(trained[Path(LAST)], good):
         for name in LAST, WEIGHTS: checkpoints(case, run.folder, name, content)
+
+def test_checkpoints_that_grow(case, run, good):
+    "A small file that fills the memory: compressed, or the same bytes under many names"
+    def packed(how, *records):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, 'w', how) as file:
+            for name, content in records: file.writestr(f'archive/{name}', content)
+        return out.getvalue()
+    grown = as_zip({**good, 'state_dict': {**good['state_dict'], 'model.zeros': torch.zeros(10**7)}})
+    with zipfile.ZipFile(io.BytesIO(grown)) as file: small = packed(zipfile.ZIP_DEFLATED, *((i.filename.split('/', 1)[1], file.read(i)) for i in file.infolist()))
+    assert len(small) < len(grown)/20
+    for content in small, packed(zipfile.ZIP_DEFLATED, ('data.pkl', b'\x80\x02' + b'N0'*10**7 + b'N.'), ('version', b'3\n'), ('byteorder', b'little')): checkpoints(case, run.folder, LAST, content, 'last.ckpt must be a checkpoint of plain data and tensors: more would come out of it than it is long')
 
 def test_checkpoints_with_changed_bytes(case, run, trained):
     for name in LAST, WEIGHTS:

@@ -152,7 +152,7 @@ def _open_set(
     fetch(lambda new: source(root=new, download=True, **options), name, root)
     return source(root=root, **options)
 
-# %% ../nbs/22_images.ipynb #548e5364
+# %% ../nbs/22_images.ipynb #909356f6
 class TorchvisionImages(Data):
     "A labelled image set of torchvision, as bytes in memory"
     def __init__(self,
@@ -164,6 +164,7 @@ class TorchvisionImages(Data):
         **options # What else the class of torchvision takes, `split='letters'` for EMNIST
     ):
         self.name, self.valid, self.binarize = known('dataset', name, torchvision_sets), real('valid', valid, above=0), binarize
+        if 'download' in options: raise ValueError(f"`download` must be left to the device, whose profile says whether it may, got {options['download']!r}")
         if self.valid >= .5: raise ValueError(f"`valid` must be a share below 0.5, got {valid}")
         self.pixels, self.root, self.options = None if pixels is None else whole('pixels', pixels), root, options
         self.files = {}

@@ -498,6 +498,14 @@ def test_checkpoints_that_hold_something_else(case, run, good):
         checkpoints(case, run.folder, LAST, as_zip(changed))
     for whole in None, 3, [], {}, torch.ones(3), 'text', {'state_dict': None}, {'state_dict': []}, {'state_dict': {1: 2}}, {'state_dict': {'model.x': 3}}, list(good.items()): checkpoints(case, run.folder, LAST, as_zip(whole))
 
+def test_going_on_with_weights_of_another_model(case, run, good):
+    "It is said before the manifest is written, and before the weights of a finished run are taken away"
+    state = good['state_dict']
+    first = next(k for k in state if k.startswith('model.'))
+    for other in [{k: v for k, v in state.items() if k != first}, {**state, first: state[first][:1]}, {**state, 'model.other': torch.ones(2)}, {**state, first: 'text'}, {}]:
+        (run.folder/LAST).write_bytes(as_zip({**good, 'state_dict': other}))
+        case(lambda: Run.resume(run.folder, '9 steps'), lambda found: False, re.escape(str(run.folder/LAST)) + ' must hold the weights of the model')
+
 def test_going_on_from_something_else(trained, run, good, monkeypatch, record_property, tmp_path):
     "Lightning takes it from there: what it cannot use is refused before the first step, and the file is named"
     monkeypatch.undo()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['torchvision_sets', 'Digits', 'check_idx', 'fetch', 'TorchvisionImages', 'images']
 
-# %% ../nbs/22_images.ipynb #5544dbe7
-import inspect, os, socket, struct, tempfile
+# %% ../nbs/22_images.ipynb #8cbaf8a6
+import inspect, math, os, socket, struct, tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,20 +49,21 @@ def _prepare(self, batch):
 
 Digits.prepare = _prepare
 
-# %% ../nbs/22_images.ipynb #25bb3fa6
+# %% ../nbs/22_images.ipynb #b5ba3608
 def check_idx(
     file:Path # A file in the format of MNIST, unpacked
 ) -> None:
     "Raise `ValueError`, naming the file, if its header and its length do not agree"
+    if not file.is_file(): raise ValueError(f"{file} must be a file, got something else of this name")
     size = file.stat().st_size
     with open(file, 'rb') as f: head = f.read(4)
     if len(head) < 4 or head[:2] != b'\0\0' or head[2] != 8: said = 'a header that is not of this format'
     elif f'idx{head[3]}-' not in file.name: said = f'{head[3]} dimensions, which its name denies'
     else:
         with open(file, 'rb') as f: dims = struct.unpack(f'>{head[3]}i', f.read(4 + 4*head[3])[4:].ljust(4*head[3], b'\0'))
-        expected = 4 + 4*head[3] + int(np.prod(dims, dtype=np.int64))
-        if size == expected: return
-        said = f'{size:,} bytes instead of {expected:,}'
+        expected = 4 + 4*head[3] + math.prod(dims)
+        if size == expected and min(dims) > 0: return
+        said = f'{size:,} bytes instead of {expected:,}' if min(dims) > 0 else f'the shape {dims}'
     raise ValueError(f"{file} is damaged: it has {said}. Delete it (or put a good copy in its place) and run again")
 
 # %% ../nbs/22_images.ipynb #8302e059
@@ -151,7 +152,7 @@ def _open_set(
     fetch(lambda new: source(root=new, download=True, **options), name, root)
     return source(root=root, **options)
 
-# %% ../nbs/22_images.ipynb #548e5364
+# %% ../nbs/22_images.ipynb #909356f6
 class TorchvisionImages(Data):
     "A labelled image set of torchvision, as bytes in memory"
     def __init__(self,
@@ -163,6 +164,7 @@ class TorchvisionImages(Data):
         **options # What else the class of torchvision takes, `split='letters'` for EMNIST
     ):
         self.name, self.valid, self.binarize = known('dataset', name, torchvision_sets), real('valid', valid, above=0), binarize
+        if 'download' in options: raise ValueError(f"`download` must be left to the device, whose profile says whether it may, got {options['download']!r}")
         if self.valid >= .5: raise ValueError(f"`valid` must be a share below 0.5, got {valid}")
         self.pixels, self.root, self.options = None if pixels is None else whole('pixels', pixels), root, options
         self.files = {}

@@ -6,7 +6,7 @@
 __all__ = ['weight_files', 'load_weights', 'Loaded', 'torch_device', 'find_weights', 'load', 'find_folder', 'download', 'curves',
            'run_folders', 'runs', 'best', 'export_hub', 'card']
 
-# %% ../nbs/40_loading.ipynb #a350b7be
+# %% ../nbs/40_loading.ipynb #d2c83093
 import json, math, os, re, shutil, sys, tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .callbacks import read_checkpoint
-from .checks import known
+from .checks import known, shortened, shown
 from .data import Data
 from .devices import find_device
 from .entries import Entry, Figure
@@ -32,18 +32,19 @@ from .ramps import Ramp
 from .specs import build, read, write
 from .status import state
 
-# %% ../nbs/40_loading.ipynb #2782a6d4
+# %% ../nbs/40_loading.ipynb #ba694fc0
 def load_weights(
     model:nn.Module, # Gets the weights
     file:Path # `model.safetensors`, or a checkpoint
 ) -> None:
-    "Read weights as data: nothing in the file is executed; raises `Damaged`, naming it, if they are not what was written, or not those of `model`"
+    "Read weights as data: nothing in the file is executed; raises `Damaged`, naming it, if they are not what was written, or not those of the model"
     try:
         if file.suffix == '.safetensors': return safetensors.torch.load_model(model, verify(file))
         saved = read_checkpoint(file)['state_dict']
         model.load_state_dict({k.removeprefix('model.'): v for k, v in saved.items() if k.startswith('model.')})
     except Damaged: raise
-    except (safetensors.SafetensorError, RuntimeError, OSError, TypeError, KeyError, AttributeError) as e: raise Damaged(f"{file} must hold the weights of the model in manifest.json: {e}") from e
+    except Exception as e: # a damaged file can fail in any way
+        raise Damaged(f"{file} must hold the weights of the model in manifest.json: {shortened(str(e), 1000) or type(e).__name__}") from e
 
 # %% ../nbs/40_loading.ipynb #74476351
 class Loaded(NamedTuple):
@@ -88,7 +89,7 @@ class Loaded(NamedTuple):
 
 def _counters(metrics): return [c for c in metrics.columns if '/' not in c]
 
-# %% ../nbs/40_loading.ipynb #ca9784d2
+# %% ../nbs/40_loading.ipynb #72a0794a
 def torch_device(
     name:str|torch.device # `'cpu'`, `'cuda'`, `'cuda:1'`, `'mps'`, …, or `'auto'`: an accelerator if there is one
 ) -> torch.device: # It
@@ -108,9 +109,9 @@ def find_weights(
     folder:Path # Of a run, or one made by `export_hub`
 ) -> Path|None: # The best there is: final weights, or else the last checkpoint
     "The file with the weights of a run"
-    return next((folder/name for name in weight_files if (folder/name).exists()), None)
+    return next((folder/name for name in weight_files if (folder/name).is_file()), None)
 
-# %% ../nbs/40_loading.ipynb #3054abcb
+# %% ../nbs/40_loading.ipynb #5ef3be3b
 def load(
     run:str|Path, # A run's folder, one made by `export_hub`, or a run of W&B, `'entity/project/run_id'`
     device:str|torch.device='cpu', # Where the model goes; `'auto'` is an accelerator if there is one
@@ -120,21 +121,21 @@ def load(
     device, folder = torch_device(device), find_folder(run)
     weights = find_weights(folder)
     for needed in 'manifest.json', 'metrics.csv', 'checkpoints':
-        if not weights or needed != 'checkpoints' and not (folder/needed).exists():
+        if not weights or needed != 'checkpoints' and not (folder/needed).is_file():
             raise FileNotFoundError(f"`run` must be the folder of a run with a checkpoint, got {folder} without {needed}")
     manifest = read(verify(folder/'manifest.json'))
     model, factors = _built(manifest, packages)
     _load_good(model, folder)
     try: data = build({'data': manifest['data']}, packages)['data']
     except (TypeError, ValueError, KeyError): data = None # the weights are of use without
-    left = Loaded(model.eval().to(device), manifest, read_metrics(folder), folder, data, factors)
+    left = Loaded(model.eval().to(device), manifest, _logged_numbers(folder), folder, data, factors)
     for ramp in factors.values():
         if isinstance(ramp, Ramp): ramp.to(device).advance(left.counters)
     return left
 
 def _load_good(model, folder):
     "The weights from the first file that is good; with a warning, if it is not the first that is there"
-    there = [folder/name for name in weight_files if (folder/name).exists()]
+    there = [folder/name for name in weight_files if (folder/name).is_file()]
     for file, *others in (there[i:] for i in range(len(there))):
         try: return load_weights(model, file)
         except Damaged as e:
@@ -143,18 +144,28 @@ def _load_good(model, folder):
 
 def _built(manifest, packages):
     "The model, not yet trained, and the weights of its loss terms, which may share a ramp with it"
-    parts = build({'model': manifest['model'], 'optimization': {'weights': manifest.get('optimization', {}).get('weights') or {}}}, packages)
-    return parts['model'], parts['optimization']['weights']
+    optimization = manifest.get('optimization', {})
+    factors = optimization.get('weights') or {} if isinstance(optimization, Mapping) else {}
+    parts = build({'model': manifest.get('model'), 'optimization': {'weights': factors}}, packages)
+    model, factors = parts['model'], parts['optimization']['weights']
+    if not isinstance(model, nn.Module): raise ValueError(f"`model` must be described in the manifest, got {shown(model)}")
+    if not isinstance(factors, Mapping) or not all(isinstance(f, (int, float, Ramp)) for f in factors.values()): raise ValueError(f"`optimization.weights` must be numbers and ramps by name, got {shown(factors)}")
+    return model, factors
 
-# %% ../nbs/40_loading.ipynb #5cf32813
+def _logged_numbers(folder):
+    try: return read_metrics(folder)
+    except Exception as e: raise ValueError(f"{folder/'metrics.csv'} must be a table that a run has logged: {shortened(str(e)) or type(e).__name__}") from e
+
+# %% ../nbs/40_loading.ipynb #d5f0c28f
 def find_folder(
     run:str|Path, # A folder, or a run of W&B
     weights:Sequence[str]=weight_files[:2] # What to download of its weights: the first of these that is there
 ) -> Path: # The folder; after a download, if need be
     "Where a run is; raises `FileNotFoundError` if it is nowhere"
-    if Path(run).is_dir(): return Path(run)
-    if not isinstance(run, str) or not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*){2}', run):
-        raise FileNotFoundError(f"`run` must be a folder, or a run of W&B like 'entity/project/run_id', got {str(run)!r}")
+    if not isinstance(run, (str, os.PathLike)): raise TypeError(f"`run` must be the name of a folder, or of a run of W&B, got {shown(run)}")
+    if os.path.isdir(run): return Path(run)
+    if not isinstance(run, str) or not re.fullmatch(r'\w[\w.-]{,127}(/\w[\w.-]{,127}){2}', run, re.ASCII):
+        raise FileNotFoundError(f"`run` must be a folder, or a run of W&B like 'entity/project/run_id', got {shown(str(run))}")
     folder = find_device().runs_root/'wandb'/run
     return folder if (folder/weights[0]).exists() else download(run, folder, weights)
 

@@ -6,7 +6,7 @@
 __all__ = ['ParameterError', 'read_value', 'declaration', 'passed', 'check_parameters', 'in_short', 'short_errors',
            'complete_parts', 'parameters']
 
-# %% ../nbs/41_params.ipynb #44bfccba
+# %% ../nbs/41_params.ipynb #7d749383
 import ast, linecache, os, sys, sysconfig
 from collections.abc import Iterator
 from textwrap import dedent, indent, shorten
@@ -14,7 +14,7 @@ from traceback import extract_tb, walk_tb
 from types import FrameType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from .checks import known
+from .checks import known, shown
 from .specs import Part, parse
 
 # %% ../nbs/41_params.ipynb #93e3a3ff
@@ -42,7 +42,15 @@ def _many(name, value, origin, args):
     if origin is dict and isinstance(value, dict): return {_one(name, k, args[0]): read_value(name, v, args[1]) for k, v in value.items()}
     raise TypeError
 
-# %% ../nbs/41_params.ipynb #05fca089
+# %% ../nbs/41_params.ipynb #30f8ce02
+def _choice(name, value, args):
+    "The one of `args` that `value` is, or says; `True` is not 1"
+    for v in [value, parse(value)] if isinstance(value, str) and value not in args else [value]:
+        for a in args:
+            if type(a) is type(v) and a == v: return a
+    known(name, value, [a for a in args if isinstance(a, str)] or map(repr, args))
+    raise TypeError
+
 def _kind(kind): return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace('typing.', '')
 
 def read_value(
@@ -53,15 +61,15 @@ def read_value(
     "Read a value as its declared type; raises `ParameterError`, naming both, if it is something else"
     origin, args = get_origin(kind), get_args(kind)
     try:
-        if origin is Literal: return known(name, value, args)
+        if origin is Literal: return _choice(name, value, args)
         if origin in (Union, UnionType):
             if value is None and NoneType in args: return None
             rest = [a for a in args if a is not NoneType]
             return read_value(name, value, rest[0]) if len(rest) == 1 else next(v for v in (_try(name, value, a) for a in rest) if v is not _wrong)
         return _many(name, value, origin, args) if origin else _one(name, value, kind)
-    except (TypeError, ValueError, KeyError, StopIteration) as e:
+    except (TypeError, ValueError, KeyError, StopIteration, ArithmeticError) as e:
         if isinstance(e, (ParameterError, KeyError)): raise ParameterError(str(e)) from None
-        raise ParameterError(f"`{name}` must be of type {_kind(kind)}, got {value!r}") from None
+        raise ParameterError(f"`{name}` must be of type {_kind(kind)}, got {shown(value)}") from None
 
 _wrong = object()
 
@@ -69,13 +77,17 @@ def _try(name, value, kind):
     try: return read_value(name, value, kind)
     except ParameterError: return _wrong
 
-# %% ../nbs/41_params.ipynb #e4abb137
+# %% ../nbs/41_params.ipynb #eddf7173
+def _statements(source):
+    "Of a cell; none if it is not Python, which is then no business of this page"
+    try: return ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError): return [] # in that order: a mistake, a NUL, nested too deeply for one version or another
+
 def declaration(
     source:str # A cell
 ) -> dict[str, str]|None: # Names and the sources of their types; `None` if it declares no parameters
     "Read a cell of nothing but annotated assignments"
-    try: body = ast.parse(source).body
-    except SyntaxError: return None
+    body = _statements(source)
     body = [b for b in body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))]
     if not body or not all(isinstance(b, ast.AnnAssign) and isinstance(b.target, ast.Name) and b.value for b in body): return None
     return {b.target.id: ast.unparse(b.annotation) for b in body}
@@ -85,9 +97,9 @@ def passed(
 ) -> list[str]: # Names
     "What papermill passed in this cell; nothing if it is not such a cell"
     if not source.lstrip().startswith('# Parameters'): return []
-    return [ast.unparse(t) for b in ast.parse(source).body if isinstance(b, ast.Assign) for t in b.targets]
+    return [ast.unparse(t) for b in _statements(source) if isinstance(b, ast.Assign) for t in b.targets]
 
-# %% ../nbs/41_params.ipynb #66dc61ac
+# %% ../nbs/41_params.ipynb #11cb3720
 def check_parameters(
     cells:list[str], # Sources of the cells that ran, in order
     values:dict # Names and values, as they are now
@@ -100,6 +112,8 @@ def check_parameters(
         for name in passed(cell):
             try: known('parameters', name, kinds)
             except KeyError as e: raise ParameterError(str(e)) from None
+    for name in kinds:
+        if name not in values: raise ParameterError(f"`{name}` must have a value, got none: run the cell that declares it")
     return {name: read_value(name, values[name], eval(kind, dict(values))) for name, kind in kinds.items()}
 
 # %% ../nbs/41_params.ipynb #c0e3d6f8

@@ -6,7 +6,7 @@
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'require_compiler', 'forked', 'Begin',
            'check_launch', 'settings_kept', 'requeue', 'Live', 'rerun', 'main']
 
-# %% ../nbs/42_run.ipynb #f8fa39d0
+# %% ../nbs/42_run.ipynb #86cc5df7
 import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, threading, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +25,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
 from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, watched
-from .checks import known, whole
+from .checks import explained, known, shortened, shown, whole
 from .devices import find_device
 from .distributions import validation
 from .entries import Figure
 from .evaluation import batches, observe
-from .files import cannot_write, save_whole, verify
-from .loading import curves, find_folder
+from .files import save_whole, verify
+from .loading import curves, find_folder, load_weights
 from .loggers import Loggers, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
@@ -65,7 +65,7 @@ def keep_code(
     changes = _said('git', 'diff', 'HEAD')
     if changes and len(changes) <= most: save_whole(lambda path: path.write_text(changes + '\n', encoding='utf-8'), folder/'code.patch', folder)
 
-# %% ../nbs/42_run.ipynb #c7d7c504
+# %% ../nbs/42_run.ipynb #bcb637c1
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
     def __init__(self,
@@ -93,7 +93,7 @@ class Run(Part):
         self.log_reduce = known('log_reduce', log_reduce, ('mean', 'last'))
         for option in self.trainer: known('trainer', option, _trainer_options())
         self.name, self.logger = name or f'{time.strftime("run-%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}', make_logger(logger)
-        if not re.fullmatch(r'\w[\w .,=+@-]*', self.name): raise ValueError(f"`name` must be letters, digits and any of ' .,=+@-', got {self.name!r}")
+        if not re.fullmatch(r'\w[\w .,=+@-]*', self.name) or len(self.name.encode()) > 200: raise ValueError(f"`name` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got {shown(self.name)}")
 
     @property
     def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
@@ -172,7 +172,7 @@ def require_compiler() -> None:
     if any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'gcc', 'clang++', 'clang', 'cl')))): return
     raise ValueError("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
 
-# %% ../nbs/42_run.ipynb #5f4f546e
+# %% ../nbs/42_run.ipynb #4efa714a
 def forked(
     trainer:pl.Trainer # Lightning's
 ) -> bool: # Do copies of this process train, and this one waits?
@@ -197,6 +197,8 @@ class Begin(pl.Callback):
 
     def teardown(self, trainer, pl_module, stage):
         if forked(trainer): self.run.end(trainer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): self.run.started = True # the states of a checkpoint were of use
 
 @patch
 def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
@@ -237,7 +239,7 @@ def settings_kept():
         torch.backends.cudnn.benchmark = benchmark
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, terminate)
 
-# %% ../nbs/42_run.ipynb #2f2a32e4
+# %% ../nbs/42_run.ipynb #2bbd11ef
 @patch
 def fit(self:Run,
     checkpoint:Path|None=None, # Go on from here, in the folder that is there
@@ -262,7 +264,7 @@ def train(self:Run,
     checkpoint:Path|None # Where to go on from
 ) -> None:
     "Let Lightning train, and say what became of it"
-    self.logger.folder, patient = self.folder, Interrupt() # an interrupt is for those who train
+    self.logger.folder, self.started, patient = self.folder, False, Interrupt() # an interrupt is for those who train
     if forked(trainer): patient.on_train_start(trainer, self.optimization)
     try:
         trainer.fit(self.optimization, ckpt_path=checkpoint, weights_only=True)
@@ -271,6 +273,9 @@ def train(self:Run,
     except BaseException as e:
         for process in getattr(trainer.strategy.launcher, 'procs', []): process.kill() # they would wait for this one
         if trainer.is_global_zero: self.failed(e)
+        ours = isinstance(e, (OSError, MisconfigurationException, FloatingPointError)) or explained(e)
+        unfit = checkpoint and not self.started and not forked(trainer) and isinstance(e, Exception) and not ours
+        if unfit: raise ValueError(f"{checkpoint} must be a checkpoint that this run can go on from: {type(e).__name__}: {shortened(str(e))}") from e
         if not isinstance(e, SystemExit): raise
         signal.signal(signal.SIGINT, signal.default_int_handler) # `SystemExit` is Lightning's answer to a second interrupt, after which it ignores all others
         raise KeyboardInterrupt from None
@@ -360,7 +365,7 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #54ac329b
+# %% ../nbs/42_run.ipynb #0d719a7e
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -369,7 +374,7 @@ def resume(cls:Run,
 ) -> Run: # Finished
     "Go on with a run, in its folder; raises `FileNotFoundError` if none is there, `InUse` if it is running, `ValueError` if it is finished or damaged"
     folder = find_folder(folder, ['checkpoints/last.ckpt']).absolute()
-    if not (folder/'manifest.json').exists(): raise FileNotFoundError(f"`folder` must be that of a run, got {folder} without manifest.json")
+    if not (folder/'manifest.json').is_file(): raise FileNotFoundError(f"`folder` must be that of a run, got {folder} without manifest.json")
     lock = claim(folder) if rank_zero_only.rank == 0 else None
     try: return cls.go_on(folder, train_for, packages, lock)
     finally:
@@ -383,23 +388,44 @@ def go_on(cls:Run,
     lock # On the folder, in the process that writes
 ) -> Run: # Finished
     "`resume`, when the folder is there and nobody else writes to it"
-    manifest = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages)
+    manifest, weights = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages), folder/'checkpoints/model.safetensors'
     try: checkpoint, saved = newest(folder)
     except FileNotFoundError: # it was killed before its first
-        if (folder/'checkpoints/model.safetensors').exists(): raise
-        checkpoint, saved = None, None
+        if weights.exists(): raise
+        checkpoint, saved = None, {'counters': {}}
         (folder/'metrics.csv').unlink(missing_ok=True)
-    pl.seed_everything(manifest['run']['seed'], verbose=False)
-    run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
-    run.place, run.parameters, run.lock = folder, manifest['parameters'], lock
-    steps, now, end = (saved['counters']['steps'], saved['counters'][run.train_for.unit], run.train_for.amount) if saved else (0, 0, 1)
-    if now >= end and (now > end and train_for or (folder/'checkpoints/model.safetensors').exists()):
-        raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {run.train_for.unit}, got '{run.train_for}'")
-    if saved: run.logger.load_state_dict(saved['logger'])
-    manifest.setdefault('resumed', []).append({'steps': steps, **circumstances()})
-    return run.fit(checkpoint, manifest)
+    run = _built(manifest, packages)
+    run.place, run.parameters, run.lock, unit = folder, dict(manifest.get('parameters') or {}), lock, run.train_for.unit
+    if checkpoint: run.take(checkpoint, saved)
+    now, end = saved['counters'].get(unit, 0), run.train_for.amount
+    if now >= end and (weights.exists() or train_for and now > end): # else its last step was made and its end was not
+        raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{run.train_for}'")
+    earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
+    return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
 
-# %% ../nbs/42_run.ipynb #c352f4f1
+# %% ../nbs/42_run.ipynb #64d4f6ee
+@patch
+def take(self:Run,
+    checkpoint:Path, # Of this run
+    saved:dict # What it holds
+) -> None:
+    "Look, before anything is written, whether a checkpoint belongs to this run; raises `ValueError`, naming it"
+    unit, counters = self.train_for.unit, saved['counters']
+    if not isinstance(counters, dict) or not all(isinstance(counters.get(c), (int, float)) for c in ('steps', unit)): raise ValueError(f"{checkpoint} must hold counters of steps and {unit}, got {shown(counters)}")
+    load_weights(self.optimization.model, checkpoint)
+    try: self.logger.load_state_dict(saved['logger'])
+    except (AttributeError, KeyError, TypeError) as e: raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
+
+def _built(manifest, packages):
+    "The run that a manifest describes"
+    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
+    if not isinstance(manifest.get('parameters') or {}, Mapping): raise ValueError(f"`parameters` of the manifest must be names and values, got {shown(manifest['parameters'])}")
+    pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
+    run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
+    if not isinstance(run, Run): raise ValueError(f"`run` must describe a run, got {shown(run)}")
+    return run
+
+# %% ../nbs/42_run.ipynb #b68f59f0
 def rerun(
     manifest:Mapping, # As in `manifest.json`, or written by hand
     changes:Mapping={}, # Paths and values, `{'model.beta': 0.2}`
@@ -407,12 +433,14 @@ def rerun(
 ) -> Run: # Finished
     "Build the run that a manifest describes and fit it, under a new name unless `changes` gives one"
     manifest = {k: v for k, v in manifest.items() if k not in ('made', 'resumed')}
-    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {manifest.get('run')!r} among {', '.join(manifest)}")
+    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
     manifest = override(override(manifest, {'run.name': None}, packages), changes, packages)
-    if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {manifest['run']!r}")
-    pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
-    run = build(manifest, packages)['run']
-    run.parameters = dict(changes) or dict(manifest.get('parameters', {}))
+    if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {shown(manifest['run'])}")
+    seed = whole('run.seed', manifest['run'].get('seed', 0), least=0)
+    if seed >= 2**32: raise ValueError(f"`run.seed` must be less than 2**32, got {seed}")
+    pl.seed_everything(seed, verbose=False)
+    run = _built(manifest, packages)
+    run.parameters = dict(changes) or dict(manifest.get('parameters') or {})
     return run.fit()
 
 # %% ../nbs/42_run.ipynb #eabd3066

@@ -11,3 +11,12 @@ def pytest_unconfigure(config):
     line = f"{n.get('passed', 0)} passed, {n.get('failed', 0) + n.get('error', 0)} failed"
     if n.get('skipped'): line += f", {n['skipped']} skipped"
     reporter.write_line(line)
+
+def pytest_terminal_summary(terminalreporter):
+    "How generated cases ended, a line for each test that counted them"
+    rows = [(r.nodeid.split('::')[-1], dict(r.user_properties)['cases']) for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' and 'cases' in dict(r.user_properties)]
+    if not rows: return
+    kinds = sorted({k for _, ends in rows for k in ends})
+    total = {k: sum(ends.get(k, 0) for _, ends in rows) for k in kinds}
+    terminalreporter.write_line('generated cases'.ljust(60) + ''.join(k.rjust(19) for k in ['all', *kinds]))
+    for name, ends in [*sorted(rows), ('all', total)]: terminalreporter.write_line(name.ljust(60) + ''.join(str(n).rjust(19) for n in [sum(ends.values()), *(ends.get(k, 0) for k in kinds)]))

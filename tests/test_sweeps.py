@@ -5,23 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlframe.params import declaration, read_value
+from dlframe.params import read_value
+from dlframe.specs import parse
+from dlframe.sweeps import declared, read_sweep
 
 root = Path(__file__).parent.parent
 files = sorted((root/'sweeps').glob('*.yaml'))
 each_file = pytest.mark.parametrize('file', files, ids=lambda f: f.name)
 
-def declared(notebook):
-    "Names and types in the notebook's parameters cell"
-    cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
-    source, = [''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])]
-    return {name: eval(kind) for name, kind in declaration(source).items()}
-
-def read(file): return yaml.safe_load(file.read_text(encoding='utf-8'))
+def read(file): return read_sweep(file, root)
 
 def test_there_are_sweeps():
     assert {f.stem for f in files} >= {'vae_beta', 'vib_beta', 'seeds', 'bayes'}
-    assert {read(f)['method'] for f in files} >= {'grid', 'bayes'}
+    assert {read(f).method for f in files} >= {'grid', 'bayes'}
 
 @each_file
 def test_it_says_what_it_asks(file):
@@ -29,42 +25,45 @@ def test_it_says_what_it_asks(file):
     assert re.fullmatch(r'# [A-Z].+\?', lines[0]) and f'wandb sweep sweeps/{file.name},' in lines[1]
     assert len(lines) <= 25
 
-def choices(file):
-    "Parameters with the values that a sweep may give them: all of them, or the ends of a range"
-    for name, choice in read(file)['parameters'].items():
-        assert choice.keys() in ({'value'}, {'values'}, {'distribution', 'min', 'max'}), name
-        yield name, choice['values'] if 'values' in choice else [choice[k] for k in ('value', 'min', 'max') if k in choice]
+@each_file
+def test_numbers_are_numbers_to_wandb(file):
+    "YAML 1.1, which W&B reads, finds `1e-3` to be a text"
+    text = file.read_text(encoding='utf-8')
+    assert yaml.safe_load(text) == parse(text)
 
 @each_file
-def test_parameters(file):
-    "Every value, as W&B hands it on (JSON, in which papermill finds 1e-05 to be a text), is of the declared type"
-    kinds = declared(root/read(file)['program'])
-    for name, values in choices(file):
-        assert values, name
-        for value in values:
-            handed = yaml.safe_load(json.dumps(value))
-            assert read_value(name, handed, kinds[name]) == read_value(name, value, kinds[name]) == value
-
-@each_file
-def test_ranges(file):
-    for name, choice in read(file)['parameters'].items():
-        if 'min' not in choice: continue
-        assert choice['min'] < choice['max'] and choice['distribution'] in ('uniform', 'int_uniform', 'log_uniform_values'), name
-        if choice['distribution'] == 'log_uniform_values': assert choice['min'] > 0, name
+def test_values_arrive_as_they_were(file):
+    "Every value, as W&B hands it on (JSON, in which papermill finds 1e-05 to be a text), is read as what it was"
+    sweep = read(file)
+    kinds = declared(root/sweep.program)
+    for name, chosen in sweep.parameters.items():
+        for value in chosen.examples(): assert read_value(name, yaml.safe_load(json.dumps(value)), kinds[name]) == value
 
 @each_file
 def test_method(file):
-    "A grid has no ranges, a search has an end, and what is searched for is logged by the page"
+    "A search has an end, a grid has no ranges, and what is searched for is logged by the page"
     sweep = read(file)
-    ranges = any('min' in c for c in sweep['parameters'].values())
-    assert sweep['method'] in ('grid', 'random', 'bayes') and ranges == (sweep['method'] != 'grid')
-    assert sweep['method'] == 'grid' or sweep['run_cap'] > 0
-    assert sweep['metric']['name'] in ('valid/loss', 'valid/elbo', 'valid/accuracy') and sweep['metric']['goal'] in ('minimize', 'maximize')
+    ranges = any('min' in c.options for c in sweep.parameters.values())
+    assert ranges == (sweep.method != 'grid') and (sweep.method == 'grid' or sweep.run_cap)
+    assert sweep.metric['name'] in ('valid/loss', 'valid/elbo', 'valid/accuracy')
+
+@pytest.mark.parametrize('was, becomes, said', [
+    ('  lr:', '  lrr:', "`parameters` must be one of …, got 'lrr'; did you mean 'lr'?"), ('min: 1.0e-4', 'min: 0', '`parameters.lr.min` must be larger than 0, got 0'), ('min: 4, max: 64', 'min: 64, max: 4', '`parameters.z_dim.min` must be less than max, 4, got 64'),
+    ('int_uniform, min: 4', 'uniform, min: 4', '`parameters.z_dim` must be of type int, got …'), ('[32, 64, 128, 256]', '[32, many]', "`parameters.batch_size.values[1]` must be of type int, got 'many'"), ('method: bayes', 'method: bayse', "`method` must be one of …; did you mean 'bayes'?"),
+    ('run_cap: 40', 'run_cup: 40', "`sweep file` must be one of …; did you mean 'run_cap'?"), ('train.ipynb', 'trian.ipynb', "`program` must be a notebook in …, got 'nbs/experiments/trian.ipynb', which is not there"), ('${args_json_file}', '${args_json_fil}', "`command[6]` must be one of …; did you mean 'args_json_file'?"),
+    ('log_uniform_values', 'log_unifrom_values', "`parameters.lr.distribution` must be one of …; did you mean 'log_uniform_values'?"), ('goal: maximize', 'goal: maximise', "`metric.goal` must be one of …; did you mean 'maximize'?")], ids=lambda x: x[:20])
+def test_a_mistake_is_found_before_the_first_trial(was, becomes, said, tmp_path):
+    text = (root/'sweeps/bayes.yaml').read_text(encoding='utf-8')
+    assert text.count(was) == 1
+    file = tmp_path/'bayes.yaml'
+    file.write_text(text.replace(was, becomes), encoding='utf-8')
+    with pytest.raises((ValueError, KeyError)) as e: read(file)
+    assert re.fullmatch(re.escape(f'{file}: {said}').replace('…', '.*'), str(e.value))
 
 @each_file
 def test_command(file):
     "Each trial gets a notebook of its own: W&B expands `${envvar:WANDB_RUN_ID}` before there is one, so the shell must"
-    command = read(file)['command']
+    command = read(file).command
     assert 'exec papermill --engine dlframe "$0" "runs/$WANDB_SWEEP_ID/$WANDB_RUN_ID.ipynb"' in command[3] and not any('envvar' in c for c in command)
     assert command[-2:] == ['-f', '${args_json_file}']
 

@@ -6,13 +6,15 @@
 __all__ = ['loggers', 'Logger', 'apart', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #273fa69a
+# %% ../nbs/33_loggers.ipynb #6004e404
 import csv, html, io, os, secrets, ssl, time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from threading import Event, Thread
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pandas as pd
 from fastcore.basics import patch
@@ -226,13 +228,14 @@ def open(self:TensorBoardLogger,
     self.writer = SummaryWriter(folder, purge_step=step if resumed else None)
     self.began = min(int(p.name.split('.')[3]) for p in folder.glob('events.out.tfevents.*'))
 
-# %% ../nbs/33_loggers.ipynb #d1b67421
+# %% ../nbs/33_loggers.ipynb #d9fcbf9d
 def _answers(url, seconds=5.):
-    "Is there a server, directly or through the proxy that the environment names?"
-    try: urlopen(url, timeout=seconds).close()
-    except HTTPError: return True
+    "Is there a server that can work, directly or through the proxy that the environment names?"
+    ask = Request(f'{url.rstrip("/")}/graphql', b'{"query": "query Viewer { viewer { id } }"}', {'Content-Type': 'application/json'})
+    try: urlopen(ask, timeout=seconds).close()
+    except HTTPError as e: return e.code < 500
     except URLError as e: return isinstance(e.reason, ssl.SSLError)
-    except OSError: return False
+    except (OSError, HTTPException): return False
     return True
 
 class WandbLogger(Logger):
@@ -256,7 +259,7 @@ class WandbLogger(Logger):
         elif isinstance(entry, Text): values[name] = wandb.Html(f'<pre>{html.escape(entry.text)}</pre>')
         self.run.log({**values, **counters})
 
-# %% ../nbs/33_loggers.ipynb #49af7c8a
+# %% ../nbs/33_loggers.ipynb #30443777
 @patch
 def start(self:WandbLogger, folder, manifest, project):
     import wandb
@@ -289,10 +292,11 @@ def begin(self:WandbLogger,
     if mode != 'disabled': kept.write_text(run_id, encoding='utf-8')
     place = {} if os.environ.get('WANDB_SWEEP_ID') else {'project': project, 'id': run_id}
     if mode == 'online': place['resume'] = 'allow'
-    settings = wandb.Settings(finish_timeout=self.patience, init_timeout=60)
+    tries = {f'x_{way}_retry_{what}': n for way in ('graphql', 'file_stream', 'file_transfer') for what, n in (('max', 100_000), ('wait_max_seconds', 10.))}
+    settings = wandb.Settings(finish_timeout=self.patience, finish_timeout_raises=True, init_timeout=30, **tries)
     return wandb.init(name=self.folder.name, dir=str(self.folder), config=config, mode=mode, reinit='finish_previous', settings=settings, **place)
 
-# %% ../nbs/33_loggers.ipynb #892bff80
+# %% ../nbs/33_loggers.ipynb #f38489f4
 @patch
 def upload(self:WandbLogger,
     *names:str # Files in the folder; those that are not there are left out
@@ -306,11 +310,43 @@ def upload(self:WandbLogger,
         self.run.save(str(link), base_path=self.run.dir, policy='now', glob=False)
 
 @patch
+def finalize(self:WandbLogger, status):
+    Logger.finalize(self, status)
+    if status == 'preempted' and self.run: self.run.mark_preempting()
+
+@contextmanager
+def _while_it_answers(url, run_id, silence=10.):
+    "Stop W&B when its server has not answered for so many seconds; it says nothing while it gets no answer"
+    import wandb
+    done, heard, settings = Event(), time.monotonic(), wandb.setup().settings
+    def listen():
+        nonlocal heard
+        if answered := _answers(url): heard = time.monotonic()
+        wandb.termsetup(settings if answered else settings.model_copy(update={'silent': True}), None)
+        return time.monotonic() - heard < silence
+    def watch():
+        while listen() and not done.wait(1): pass
+        if done.is_set(): return
+        wandb.setup().ensure_service().inform_finish(run_id) # what is on disk is complete
+        wandb.teardown() # and nobody waits for an answer
+    listen()
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try: yield
+    finally:
+        done.set(), watcher.join()
+        wandb.termsetup(settings, None)
+
+@patch
 def close(self:WandbLogger):
     if not self.run: return
     self.upload('metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt')
-    self.run.finish(exit_code=0 if self.status == 'success' else 1)
-    self.run = None
+    run, self.run, asked = self.run, None, self.run.settings
+    try:
+        with ExitStack() as stack:
+            if not run.offline: stack.enter_context(_while_it_answers(asked.base_url, run.id))
+            run.finish(exit_code=0 if self.status == 'success' else 1)
+    except Exception as e: print(f'W&B: {asked.base_url} did not take everything ({type(e)} {e}); send it later with `wandb sync --include-online {asked.sync_dir}`')
 
 # %% ../nbs/33_loggers.ipynb #881c4892
 class Loggers(Logger):

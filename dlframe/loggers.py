@@ -266,7 +266,7 @@ class WandbLogger(Logger):
             self.run.log({**values, **counters})
         except Exception as e: self.tell(f'{name} could not be logged ({type(e).__name__}: {e})') # W&B's process died, or its disk is full: no reason to stop training
 
-# %% ../nbs/33_loggers.ipynb #05b4e89f
+# %% ../nbs/33_loggers.ipynb #04df1dd0
 @patch
 def start(self:WandbLogger, folder, manifest, project):
     import wandb
@@ -296,13 +296,15 @@ def begin(self:WandbLogger,
     "Start or resume the run of the folder"
     import wandb
     kept = self.folder/'wandb_id'
-    run_id = os.environ.get('WANDB_RUN_ID') or (kept.read_text(encoding='utf-8').strip() if kept.exists() else secrets.token_hex(4))
+    self.resumed, run_id = kept.exists(), os.environ.get('WANDB_RUN_ID') or (kept.read_text(encoding='utf-8').strip() if kept.exists() else secrets.token_hex(4))
     if mode != 'disabled': kept.write_text(run_id, encoding='utf-8')
     place = {} if os.environ.get('WANDB_SWEEP_ID') else {'project': project, 'id': run_id}
     if mode == 'online': place['resume'] = 'allow'
     tries = {f'x_{way}_retry_{what}': n for way in ('graphql', 'file_stream', 'file_transfer') for what, n in (('max', 100_000), ('wait_max_seconds', 10.))}
     settings = wandb.Settings(finish_timeout=self.patience, finish_timeout_raises=True, init_timeout=30, x_transaction_log_flush_interval=1., **tries)
     run = wandb.init(name=self.folder.name, dir=str(self.folder), config=config, mode=mode, reinit='finish_previous', settings=settings, **place)
+    if mode == 'offline' and self.resumed:
+        for state in Path(run.settings.sync_dir).glob('*.syncstate'): state.unlink() # it says that rows are numbered from 0
     _hush(show_info=False) # or it tells of every retry
     return run
 
@@ -311,7 +313,7 @@ def _hush(**changes):
     import wandb
     wandb.termsetup(wandb.setup().settings.model_copy(update=changes), None)
 
-# %% ../nbs/33_loggers.ipynb #7ff37aef
+# %% ../nbs/33_loggers.ipynb #5010e4b4
 @patch
 def unsent(self:WandbLogger) -> list[Path]: # The oldest first
     "W&B's folders of this run with what the server does not have"
@@ -324,7 +326,8 @@ def tell(self:WandbLogger,
 ) -> None:
     "Say how to send what the server does not have; once, since all that follows from it has the same cure"
     (Path(self.run.settings.sync_dir)/'unsent').touch()
-    if not self.told: print(f'W&B: {why}; send it later with `wandb sync --include-online {shlex.join(map(str, self.unsent()))}`')
+    command = 'WANDB_RESUME=allow '*self.resumed + 'wandb sync --include-online ' + shlex.join(map(str, self.unsent())) # numbers rows on from those that are there
+    if not self.told: print(f'W&B: {why}; send it later with `{command}`')
     self.told = True
 
 # %% ../nbs/33_loggers.ipynb #0c6243e1

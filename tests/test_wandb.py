@@ -1,5 +1,5 @@
 "The real client of W&B against a server on loopback: what is logged arrives, what arrived is loaded, and without a server nothing stops"
-import json, os, re, shlex, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 from wandb_stub import ENTITY, KEY, Service, server
@@ -68,7 +68,7 @@ def arrived(run, folder, steps):
     assert [row['steps'] for row in numbers] == steps and all(COUNTERS <= row.keys() for row in run['history'])
     assert [row['valid/loss'] for row in numbers] == [10 - s for s in steps]
     assert (run['summary']['valid/loss'], run['summary']['valid/elbo'], run['summary']['steps']) == (10 - steps[-1], -1.5, steps[-1])
-    assert run['exitcode'] == 0 and run['config']['seed']['value'] == 0
+    assert run['ended'][-1] == 0 and run['config']['seed']['value'] == 0
     metrics = run['config']['_wandb']['value']['m'] # '1' a name, '2' a pattern, '5' its axis: the place of another, counted from 1
     assert [metrics[m['5'] - 1]['1'] for m in metrics if m.get('2') == '*'] == ['steps']
     assert [run['files'][f] == (folder/f).read_bytes() for f in FILES] == [True]*4
@@ -145,15 +145,16 @@ def train(folder, plan):
     (folder/'manifest.json').write_text('{}')
     for i, name in enumerate(('said', 'complaints'), 1): os.dup2(os.open(folder/name, os.O_CREAT|os.O_WRONLY|os.O_APPEND), i)
     here = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}
-    loggers = Loggers(FileLogger(), WandbLogger(patience=45))
-    loggers.counters = lambda: here
     for what, value in plan:
         began = time.monotonic()
         if what == 'server':
             print(folder.name, value, file=out, flush=True)
             while not (folder/value).exists(): time.sleep(.01)
             (folder/value).unlink()
-        elif what == 'start': loggers.start(folder, {'parameters': {'seed': 0}}, 'test')
+        elif what == 'start':
+            loggers = Loggers(FileLogger(), WandbLogger(patience=45))
+            loggers.counters = lambda: here
+            loggers.start(folder, {'parameters': {'seed': 0}}, 'test')
         elif what == 'wait': time.sleep(value)
         elif what == 'kill': subprocess.run(['pkill', '-KILL', '-P', str(os.getpid()), 'wandb-core'], check=True)
         elif what == 'log':
@@ -195,17 +196,16 @@ def train(home, servers, plans):
 def told(home, name):
     "The commands that were told, one to a line, and nothing else"
     lines = (home/'runs'/name/'said').read_text().splitlines()
-    commands = [re.fullmatch(r'W&B: .*; send it later with `wandb (sync .*)`', line)[1] for line in lines]
     assert 'wandb sync' not in (home/'runs'/name/'complaints').read_text()
-    return [shlex.split(c) for c in commands]
+    return [re.fullmatch(r'W&B: .*; send it later with `(.*)`', line)[1] for line in lines]
 
 def send(home, servers, commands):
     "What one is told to do, all at the same time"
-    wandb = [sys.executable, '-m', 'wandb']
-    sent = [subprocess.Popen(wandb + words, env=environment(home, servers[name].url), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name, words in commands.items()]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    sent = [subprocess.Popen(c, shell=True, env=environment(home, servers[name].url, PATH=path), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name, c in commands.items()]
     assert [p.wait() for p in sent] == [0]*len(sent)
 
-def whole(home, server, name, steps, exitcode=0):
+def whole(home, server, name, steps):
     "The server has one run, with every row and file; rows that were sent twice have the same number, by which W&B tells"
     (_, run_id), = server.stub.runs
     run, folder = server.stub.run('test', run_id), home/'runs'/name
@@ -216,15 +216,15 @@ def whole(home, server, name, steps, exitcode=0):
     assert [rows[i]['steps'] for i in sorted(rows) if 'valid/loss' in rows[i]] == steps
     for row in rows.values(): assert 'valid/picture' not in row or row['valid/picture']['path'] in run['files']
     assert [run['files'].get(f) == (folder/f).read_bytes() for f in FILES] == [True]*4
-    assert run['exitcode'] == exitcode
+    assert run['ended'][-1] == 0
     return run
 
 def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
-    def plan(*middle, start='well', end='success'): return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', end)]
-    rest, troubles = ('log', (250, 500)), ('gone', 'failing', 'silent')
+    def plan(*middle, start='well'): return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', 'success')]
+    rest, troubles, again = ('log', (250, 500)), ('gone', 'failing', 'silent'), [('server', 'well'), ('start', 1), ('log', (400, 500))]
     plans = {t: plan(('wait', .5), ('server', t), rest) for t in troubles}
     plans |= {'at-start': plan(rest, start='silent'), 'back': plan(('server', 'gone'), ('wait', 3), ('server', 'well'), rest), 'half': plan(('wait', 4), ('server', 'gone'), rest),
-              'in-close': plan(rest), 'killed': plan(('wait', 2), ('kill', 0), rest), 'preempted': plan(rest, end='preempted')}
+              'in-close': plan(rest), 'killed': plan(('wait', 2), ('kill', 0), rest), 'preempted': plan(('log', (250, 400)), ('close', 'preempted'), *again), 'later': plan(('log', (250, 400)), ('close', 'failed'), *again, start='gone')}
     servers = {name: Service() for name in plans}
     servers['in-close'].stub.last = 'checkpoints/last.ckpt'
     took = train(tmp_path, servers, plans)
@@ -233,14 +233,15 @@ def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
         assert numbers(tmp_path/'runs'/name)[1:] and [n.split(',')[2] for n in numbers(tmp_path/'runs'/name)[1:]] == [str(s) for s in range(500)]
     assert took['at-start']['start'][0] < took['gone']['start'][0] + 10 and all(took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close'))
     commands = {name: told(tmp_path, name) for name in plans}
-    assert {name: len(c) for name, c in commands.items()} == {name: int(name not in ('back', 'preempted')) for name in plans}
+    assert {name: len(c) for name, c in commands.items()} == {name: {'back': 0, 'preempted': 0, 'later': 2}.get(name, 1) for name in plans}
     whole(tmp_path, servers['back'], 'back', [*range(500)])
-    assert whole(tmp_path, servers['preempted'], 'preempted', [*range(500)], exitcode=1)['preempting'] == 1
+    assert whole(tmp_path, servers['preempted'], 'preempted', [*range(500)])['ended'] == ['preempting', 1, 0]
+    assert not servers['later'].stub.runs
     before = sum(len(run['history']) for run in servers['half'].stub.runs.values())
     for s in servers.values(): s.stub.last = s.become(None)
-    send(tmp_path, servers, {name: c[0] for name, c in commands.items() if c and name != 'killed'})
+    send(tmp_path, servers, {name: c[-1] for name, c in commands.items() if c and name != 'killed'})
     assert 0 < before < 502, 'part of it had arrived'
-    for name in (*troubles, 'at-start', 'half', 'in-close'): whole(tmp_path, servers[name], name, [*range(500)])
+    for name in (*troubles, 'at-start', 'half', 'in-close', 'later'): whole(tmp_path, servers[name], name, [*range(500)])
 
 def test_a_key_that_is_refused_is_not_shown(tmp_path):
     with server() as s:

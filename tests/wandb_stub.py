@@ -11,7 +11,7 @@ class Stub:
     def __init__(self): self.runs, self.asked, self.unknown, self.refuses, self.trouble, self.last, self.lock = {}, [], [], False, None, None, threading.RLock()
 
     def run(self, project, name):
-        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'exitcode': None, 'preempting': 0})
+        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'ended': []})
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
@@ -76,9 +76,9 @@ class Handler(BaseHTTPRequestHandler):
         run, files = stub.run(project, name), told.get('files', {})
         history = files.get('wandb-history.jsonl', {'offset': 0, 'content': []})
         run['history'][history['offset']:history['offset'] + len(history['content'])] = map(json.loads, history['content'])
-        run['preempting'] += bool(told.get('preempting'))
+        if told.get('preempting'): run['ended'].append('preempting')
         for row in files.get('wandb-summary.json', {}).get('content', []): run['summary'] = json.loads(row)
-        if told.get('complete'): run['exitcode'] = told.get('exitcode')
+        if told.get('complete'): run['ended'].append(told.get('exitcode'))
         self.answer({'exitcode': None, 'limits': {}})
 
 def resolver(f): return resolvers.setdefault(f.__name__, f)
@@ -147,7 +147,7 @@ def bucket(run):
     return {'id': f"{run['project']}/{run['name']}", 'name': run['name'], 'displayName': run['displayName'], 'description': '', 'notes': '', 'tags': [], 'group': None, 'jobType': None,
             'config': json.dumps(run['config']), 'summaryMetrics': json.dumps(run['summary']), 'sweepName': run['sweep'], 'sweep': run['sweep'] and {'name': run['sweep']}, 'project': project_of(run['project']), 'projectId': 1,
             'historyLineCount': len(run['history']), 'historyTail': json.dumps([json.dumps(r) for r in run['history'][-1:]]), 'logLineCount': 0, 'eventsLineCount': 0, 'eventsTail': '[]', 'wandbConfig': '{"t": 1}',
-            'state': {None: 'running', 0: 'finished'}.get(run['exitcode'], 'failed'), 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
+            'state': {None: 'running', 0: 'finished'}.get((run['ended'] or [None])[-1], 'failed'), 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
             'user': {'name': ENTITY, 'username': ENTITY}, 'readOnly': False, 'commit': None, 'host': None}
 
 class Server(ThreadingHTTPServer):

@@ -266,7 +266,7 @@ class WandbLogger(Logger):
             self.run.log({**values, **counters})
         except Exception as e: self.tell(f'{name} could not be logged ({type(e).__name__}: {e})') # W&B's process died, or its disk is full: no reason to stop training
 
-# %% ../nbs/33_loggers.ipynb #04df1dd0
+# %% ../nbs/33_loggers.ipynb #77eda1d5
 @patch
 def start(self:WandbLogger, folder, manifest, project):
     import wandb
@@ -303,8 +303,6 @@ def begin(self:WandbLogger,
     tries = {f'x_{way}_retry_{what}': n for way in ('graphql', 'file_stream', 'file_transfer') for what, n in (('max', 100_000), ('wait_max_seconds', 10.))}
     settings = wandb.Settings(finish_timeout=self.patience, finish_timeout_raises=True, init_timeout=30, x_transaction_log_flush_interval=1., **tries)
     run = wandb.init(name=self.folder.name, dir=str(self.folder), config=config, mode=mode, reinit='finish_previous', settings=settings, **place)
-    if mode == 'offline' and self.resumed:
-        for state in Path(run.settings.sync_dir).glob('*.syncstate'): state.unlink() # it says that rows are numbered from 0
     _hush(show_info=False) # or it tells of every retry
     return run
 

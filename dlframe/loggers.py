@@ -6,13 +6,15 @@
 __all__ = ['loggers', 'Logger', 'apart', 'file_name', 'FileLogger', 'read_metrics', 'TensorBoardLogger', 'WandbLogger', 'Loggers',
            'logger']
 
-# %% ../nbs/33_loggers.ipynb #9f08e76f
-import csv, html, io, os, secrets, shutil, ssl, time
+# %% ../nbs/33_loggers.ipynb #96d89f76
+import csv, html, io, os, secrets, shlex, shutil, ssl, time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from http.client import HTTPException
 from pathlib import Path
+from threading import Event, Thread
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pandas as pd
 from fastcore.basics import patch
@@ -234,14 +236,20 @@ def open(self:TensorBoardLogger,
     self.writer = SummaryWriter(folder, purge_step=step if resumed else None)
     self.began = min(int(p.name.split('.')[3]) for p in folder.glob('events.out.tfevents.*'))
 
-# %% ../nbs/33_loggers.ipynb #d1b67421
+# %% ../nbs/33_loggers.ipynb #69db43c4
 def _answers(url, seconds=5.):
-    "Is there a server, directly or through the proxy that the environment names?"
-    try: urlopen(url, timeout=seconds).close()
-    except HTTPError: return True
+    "Is there a server that can work, directly or through the proxy that the environment names?"
+    ask = Request(f'{url.rstrip("/")}/graphql', b'{"query": "query Viewer { viewer { id } }"}', {'Content-Type': 'application/json'})
+    try: urlopen(ask, timeout=seconds).close()
+    except HTTPError as e: return e.code < 500
     except URLError as e: return isinstance(e.reason, ssl.SSLError)
-    except OSError: return False
+    except (OSError, HTTPException): return False
     return True
+
+def _forget():
+    "End W&B's process, even one that died, so that another can start"
+    import wandb
+    with suppress(Exception): wandb.teardown()
 
 class WandbLogger(Logger):
     "A run of Weights and Biases"
@@ -250,21 +258,23 @@ class WandbLogger(Logger):
     def __init__(self,
         mode:str|None=None, # `'online'`, `'offline'` or `'disabled'`; by default `WANDB_MODE` decides, or else it is online
         axis:str='steps', # The counter that is the horizontal axis at first
-        patience:float=600. # Seconds that the end waits for uploads; what is missing then can be sent with `wandb sync`
+        patience:float=600. # Seconds that the end waits for uploads, as long as the server answers; what is missing then can be sent with `wandb sync`
     ):
         super().__init__()
-        self.mode, self.axis, self.patience, self.run = mode and known('mode', mode, self.modes), axis, patience, None
+        self.mode, self.axis, self.patience, self.run, self.told = mode and known('mode', mode, self.modes), axis, patience, None, False
 
     def log(self, name, entry, counters):
         import wandb
         values, name = {apart(n, counters): v for n, v in entry.numbers(name).items()}, apart(name, counters)
-        if isinstance(entry, Image): values[name] = wandb.Image(entry.pil())
-        elif isinstance(entry, Figure): values[name] = wandb.Image(entry.figure)
-        elif isinstance(entry, Table): values[name] = wandb.Table(dataframe=entry.table)
-        elif isinstance(entry, Text): values[name] = wandb.Html(f'<pre>{html.escape(entry.text)}</pre>')
-        self.run.log({**values, **counters})
+        try:
+            if isinstance(entry, Image): values[name] = wandb.Image(entry.pil())
+            elif isinstance(entry, Figure): values[name] = wandb.Image(entry.figure)
+            elif isinstance(entry, Table): values[name] = wandb.Table(dataframe=entry.table)
+            elif isinstance(entry, Text): values[name] = wandb.Html(f'<pre>{html.escape(entry.text)}</pre>')
+            self.run.log({**values, **counters})
+        except Exception as e: self.tell(f'{name} could not be logged ({type(e).__name__}: {e})') # W&B's process died, or its disk is full: no reason to stop training
 
-# %% ../nbs/33_loggers.ipynb #49af7c8a
+# %% ../nbs/33_loggers.ipynb #c676926d
 @patch
 def start(self:WandbLogger, folder, manifest, project):
     import wandb
@@ -275,11 +285,12 @@ def start(self:WandbLogger, folder, manifest, project):
     mode = self.mode or asked.mode
     try:
         if mode == 'online' and not _answers(asked.base_url): raise wandb.errors.CommError(f'{asked.base_url} does not answer')
+        if mode == 'online' and self.unsent(): raise wandb.errors.CommError('What was logged before is not there yet')
         self.run = self.begin(project, config, mode)
-    except wandb.errors.Error as e:
-        print(f"W&B: {str(e).splitlines()[0]}. Logging offline; send it later with `wandb sync {self.folder}/wandb/offline-run-*`")
-        wandb.teardown() # else the id is taken by the run that did not start
+    except (wandb.errors.Error, OSError) as e:
+        _forget() # else the id is taken by the run that did not start
         self.run = self.begin(project, config, 'offline')
+        self.tell(f'{str(e).splitlines()[0]}. Logging offline')
     for c in counters: self.run.define_metric(c, hidden=True)
     self.run.define_metric('*', step_metric=self.axis)
     self.upload('manifest.json')
@@ -293,14 +304,39 @@ def begin(self:WandbLogger,
     "Start or resume the run of the folder"
     import wandb
     kept = self.folder/'wandb_id'
-    run_id = os.environ.get('WANDB_RUN_ID') or (kept.read_text(encoding='utf-8').strip() if kept.exists() else secrets.token_hex(4))
+    self.resumed, run_id = kept.exists(), os.environ.get('WANDB_RUN_ID') or (kept.read_text(encoding='utf-8').strip() if kept.exists() else secrets.token_hex(4))
     if mode != 'disabled': kept.write_text(run_id, encoding='utf-8')
     place = {} if os.environ.get('WANDB_SWEEP_ID') else {'project': project, 'id': run_id}
     if mode == 'online': place['resume'] = 'allow'
-    settings = wandb.Settings(finish_timeout=self.patience, init_timeout=60)
-    return wandb.init(name=self.folder.name, dir=str(self.folder), config=config, mode=mode, reinit='finish_previous', settings=settings, **place)
+    tries = {f'x_{way}_retry_{what}': n for way in ('graphql', 'file_stream', 'file_transfer') for what, n in (('max', 100_000), ('wait_max_seconds', 10.))}
+    settings = wandb.Settings(finish_timeout=self.patience, finish_timeout_raises=True, init_timeout=30, x_transaction_log_flush_interval=1., **tries)
+    run = wandb.init(name=self.folder.name, dir=str(self.folder), config=config, mode=mode, reinit='finish_previous', settings=settings, **place)
+    _hush(show_info=False) # or it tells of every retry
+    return run
 
-# %% ../nbs/33_loggers.ipynb #892bff80
+def _hush(**changes):
+    "Let W&B say less, or without arguments what it says by itself"
+    import wandb
+    wandb.termsetup(wandb.setup().settings.model_copy(update=changes), None)
+
+# %% ../nbs/33_loggers.ipynb #98698a89
+@patch
+def unsent(self:WandbLogger) -> list[Path]: # The oldest first
+    "W&B's folders of this run with what the server does not have"
+    sessions = sorted((self.folder/'wandb').glob('*run-2*'), key=lambda p: p.name.removeprefix('offline-'))
+    return [p for p in sessions if (p.name.startswith('offline-') or (p/'unsent').exists()) and not any(p.glob('*.synced'))]
+
+@patch
+def tell(self:WandbLogger,
+    why:str # What happened
+) -> None:
+    "Say how to send what the server does not have; once, since all that follows from it has the same cure"
+    (Path(self.run.settings.sync_dir)/'unsent').touch()
+    command = 'WANDB_RESUME=allow '*self.resumed + 'wandb sync --include-online ' + shlex.join(map(str, self.unsent())) # numbers rows on from those that are there
+    if not self.told: print(f'W&B: {why}; send it later with `{command}`')
+    self.told = True
+
+# %% ../nbs/33_loggers.ipynb #6ed2dab4
 @patch
 def upload(self:WandbLogger,
     *names:str # Files in the folder; those that are not there are left out
@@ -313,11 +349,53 @@ def upload(self:WandbLogger,
         if not link.exists(): link.symlink_to(os.path.relpath(self.folder.absolute()/name, link.parent)) # relative, so that the folder can be moved and synced later
         self.run.save(str(link), base_path=self.run.dir, policy='now', glob=False)
 
+# %% ../nbs/33_loggers.ipynb #b82309a3
+def _start(f, *args):
+    "Call it in a thread that no exit waits for"
+    thread = Thread(target=f, args=args, daemon=True)
+    thread.start()
+    return thread
+
+def _finish(run, code, silence=10.):
+    "Finish, or end W&B once its server has not answered for so many seconds; is everything there?"
+    heard, whole, asked, done = [time.monotonic()], [], Event(), Event()
+    def finish():
+        with suppress(Exception): whole.append(run.finish(exit_code=code))
+        done.set()
+    def listen():
+        while not done.is_set():
+            answers = _answers(run.settings.base_url)
+            if answers: heard.append(time.monotonic())
+            if not done.is_set(): _hush(**{} if answers else {'silent': True}) # W&B has much to say about a server that is not there
+            asked.set(), done.wait(1)
+    if not (run.offline or run.disabled): _start(listen), asked.wait(1)
+    _start(finish)
+    while not done.wait(.1):
+        if asked.is_set() and time.monotonic() - heard[-1] > silence: break
+    else: return bool(whole)
+    _start(_end, run.id).join(3), done.wait(1)
+    return False
+
+def _end(run_id):
+    "End W&B in the middle of what it does"
+    import wandb
+    wandb.setup().ensure_service().inform_finish(run_id) # completes its file
+    _forget() # makes an end of waiting for an answer
+
+@patch
+def finalize(self:WandbLogger, status):
+    Logger.finalize(self, status)
+    if status != 'preempted' or not self.run: return
+    with suppress(OSError): self.run.mark_preempting() # W&B's process may be dead
+
 @patch
 def close(self:WandbLogger):
     if not self.run: return
-    self.upload('metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt')
-    self.run.finish(exit_code=0 if self.status == 'success' else 1)
+    with suppress(OSError): self.upload('metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt')
+    _hush(**{'silent': True} if self.told else {}) # W&B would say it again
+    if not _finish(self.run, 0 if self.status == 'success' else 1):
+        self.tell(f'{self.run.settings.base_url} did not take everything')
+        _forget()
     self.run = None
 
 # %% ../nbs/33_loggers.ipynb #881c4892

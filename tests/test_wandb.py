@@ -1,8 +1,8 @@
 "The real client of W&B against a server on loopback: what is logged arrives, what arrived is loaded, and without a server nothing stops"
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
-from wandb_stub import ENTITY, KEY, server
+from wandb_stub import ENTITY, KEY, Service, server
 
 LEAVE = '''
 import json, os, sys, torch, safetensors.torch
@@ -68,7 +68,7 @@ def arrived(run, folder, steps):
     assert [row['steps'] for row in numbers] == steps and all(COUNTERS <= row.keys() for row in run['history'])
     assert [row['valid/loss'] for row in numbers] == [10 - s for s in steps]
     assert (run['summary']['valid/loss'], run['summary']['valid/elbo'], run['summary']['steps']) == (10 - steps[-1], -1.5, steps[-1])
-    assert run['exitcode'] == 0 and run['config']['seed']['value'] == 0
+    assert run['ended'][-1] == 0 and run['config']['seed']['value'] == 0
     metrics = run['config']['_wandb']['value']['m'] # '1' a name, '2' a pattern, '5' its axis: the place of another, counted from 1
     assert [metrics[m['5'] - 1]['1'] for m in metrics if m.get('2') == '*'] == ['steps']
     assert [run['files'][f] == (folder/f).read_bytes() for f in FILES] == [True]*4
@@ -127,15 +127,127 @@ def test_what_is_logged_arrives_and_is_loaded(tmp_path):
 
 def test_without_a_server_it_goes_on_offline(tmp_path):
     said, _ = leave(('a', 0, [0, 1], {}), home=tmp_path, url='http://127.0.0.1:9')
-    assert said == f"W&B: http://127.0.0.1:9 does not answer. Logging offline; send it later with `wandb sync {tmp_path/'runs/a'}/wandb/offline-run-*`\n"
-    assert len(list(tmp_path.glob('runs/a/wandb/offline-run-*/*.wandb'))) == 1
+    session, = tmp_path.glob('runs/a/wandb/offline-run-*')
+    assert said == f"W&B: http://127.0.0.1:9 does not answer. Logging offline; send it later with `wandb sync --include-online {session}`\n"
+    assert len(list(session.glob('*.wandb'))) == 1
     assert (tmp_path/'runs/a/metrics.csv').read_text().count('valid/loss') == 2
+
+TRAIN = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import torch
+from dlframe.entries import Image, Scalars
+from dlframe.loggers import FileLogger, Loggers, WandbLogger
+
+def train(folder, plan):
+    out = os.fdopen(os.dup(1), 'w')
+    (folder/'checkpoints').mkdir(parents=True, exist_ok=True)
+    (folder/'manifest.json').write_text('{}')
+    for i, name in enumerate(('said', 'complaints'), 1): os.dup2(os.open(folder/name, os.O_CREAT|os.O_WRONLY|os.O_APPEND), i)
+    here = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}
+    for what, value in plan:
+        began = time.monotonic()
+        if what == 'server':
+            print(folder.name, value, file=out, flush=True)
+            while not (folder/value).exists(): time.sleep(.01)
+            (folder/value).unlink()
+        elif what == 'start':
+            loggers = Loggers(FileLogger(), WandbLogger(patience=45))
+            loggers.counters = lambda: here
+            loggers.start(folder, {'parameters': {'seed': 0}}, 'test')
+        elif what == 'wait': time.sleep(value)
+        elif what == 'kill': subprocess.run(['pkill', '-KILL', '-P', str(os.getpid()), 'wandb-core'], check=True)
+        elif what == 'log':
+            for step in range(*value):
+                here.update(steps=step, epochs=step/100, samples=128*step, seconds=step/10)
+                loggers.log('valid', Scalars({'loss': 10 - step}), here)
+                if step%100 == 0: loggers.log('valid/picture', Image(torch.full((1, 4, 4), step%256, dtype=torch.uint8)), here)
+        else:
+            loggers.finalize(value)
+            for name in 'model.safetensors', 'last.ckpt': (folder/'checkpoints'/name).write_bytes(name.encode()*100)
+            began = time.monotonic()
+            loggers.close()
+        print(folder.name, what, time.monotonic() - began, file=out, flush=True)
+
+if 'wandb' in sys.modules: sys.exit('wandb makes a folder that the first child would remove')
+children = []
+for folder, plan, more in json.loads(sys.argv[1]):
+    if child := os.fork(): children.append(child)
+    else:
+        os.environ.update(more)
+        train(Path(folder), plan)
+        sys.exit()
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+def train(home, servers, plans):
+    "Train at the same time, each with its own server, which becomes what the plan says; how long each thing took"
+    jobs = [(str(home/'runs'/name), plan, {'WANDB_BASE_URL': servers[name].url, 'WANDB__FILE_STREAM_TRANSMIT_INTERVAL': '1'}) for name, plan in plans.items()]
+    took = {name: {} for name in plans}
+    with subprocess.Popen([sys.executable, '-c', TRAIN, json.dumps(jobs)], env=environment(home, ''), cwd=home, text=True, stdout=subprocess.PIPE) as p:
+        for name, what, *seconds in map(str.split, p.stdout):
+            if seconds: took[name].setdefault(what, []).append(float(seconds[0]))
+            else:
+                servers[name].become({'well': None}.get(what, what))
+                (home/'runs'/name/what).touch()
+    assert p.returncode == 0, [(home/'runs'/name/'complaints').read_text() for name in plans]
+    return took
+
+def told(home, name):
+    "The commands that were told, one to a line, and nothing else"
+    lines = (home/'runs'/name/'said').read_text().splitlines()
+    assert 'wandb sync' not in (home/'runs'/name/'complaints').read_text()
+    return [re.fullmatch(r'W&B: .*; send it later with `(.*)`', line)[1] for line in lines]
+
+def send(home, servers, commands):
+    "What one is told to do, all at the same time"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    sent = [subprocess.Popen(c, shell=True, env=environment(home, servers[name].url, PATH=path), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name, c in commands.items()]
+    assert [p.wait() for p in sent] == [0]*len(sent)
+
+def whole(home, server, name, steps):
+    "The server has one run, with every row and file; rows that were sent twice have the same number, by which W&B tells"
+    (_, run_id), = server.stub.runs
+    run, folder = server.stub.run('test', run_id), home/'runs'/name
+    assert run_id == (folder/'wandb_id').read_text()
+    rows = {}
+    for row in run['history']: assert rows.setdefault(row['_step'], row) == row
+    assert sorted(rows) == [*range(len(rows))]
+    assert [rows[i]['steps'] for i in sorted(rows) if 'valid/loss' in rows[i]] == steps
+    for row in rows.values(): assert 'valid/picture' not in row or row['valid/picture']['path'] in run['files']
+    assert [run['files'].get(f) == (folder/f).read_bytes() for f in FILES] == [True]*4
+    assert run['ended'][-1] == 0
+    return run
+
+def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
+    def plan(*middle, start='well'): return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', 'success')]
+    rest, troubles, again = ('log', (250, 500)), ('gone', 'failing', 'silent'), [('server', 'well'), ('start', 1), ('log', (400, 500))]
+    plans = {t: plan(('wait', .5), ('server', t), rest) for t in troubles}
+    plans |= {'at-start': plan(rest, start='silent'), 'back': plan(('server', 'gone'), ('wait', 3), ('server', 'well'), rest), 'half': plan(('wait', 4), ('server', 'gone'), rest),
+              'in-close': plan(rest), 'killed': plan(('wait', 2), ('kill', 0), rest), 'preempted': plan(('log', (250, 400)), ('close', 'preempted'), *again), 'later': plan(('log', (250, 400)), ('close', 'failed'), *again, start='gone')}
+    servers = {name: Service() for name in plans}
+    servers['in-close'].stub.last = 'checkpoints/last.ckpt'
+    took = train(tmp_path, servers, plans)
+    for name in plans:
+        assert max(took[name]['log']) < 3 and took[name]['close'][0] < 15, (name, took[name])
+        assert numbers(tmp_path/'runs'/name)[1:] and [n.split(',')[2] for n in numbers(tmp_path/'runs'/name)[1:]] == [str(s) for s in range(500)]
+    assert took['at-start']['start'][0] < took['gone']['start'][0] + 10 and all(took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close'))
+    commands = {name: told(tmp_path, name) for name in plans}
+    assert {name: len(c) for name, c in commands.items()} == {name: {'back': 0, 'preempted': 0, 'later': 2}.get(name, 1) for name in plans}
+    whole(tmp_path, servers['back'], 'back', [*range(500)])
+    assert whole(tmp_path, servers['preempted'], 'preempted', [*range(500)])['ended'] == ['preempting', 1, 0]
+    assert not servers['later'].stub.runs
+    before = sum(len(run['history']) for run in servers['half'].stub.runs.values())
+    for s in servers.values(): s.stub.last = s.become(None)
+    send(tmp_path, servers, {name: c[-1] for name, c in commands.items() if c and name != 'killed'})
+    assert 0 < before < 502, 'part of it had arrived'
+    for name in (*troubles, 'at-start', 'half', 'in-close', 'later'): whole(tmp_path, servers[name], name, [*range(500)])
 
 def test_a_key_that_is_refused_is_not_shown(tmp_path):
     with server() as s:
         s.stub.refuses = True
         said, complaints = leave(('a', 0, [0, 1], {}), home=tmp_path, url=s.url)
-    assert said.startswith('W&B: ') and said.count('Logging offline') == 1
+    assert [line.count('Logging offline') for line in said.splitlines() if line.startswith('W&B: ')] == [1]
     assert not [p for p in tmp_path.rglob('*') if p.is_file() and KEY.encode() in p.read_bytes()]
 
 STOP = """

@@ -1,5 +1,5 @@
 "A server of W&B on loopback, as much of one as the client needs to log, resume and read back runs; it keeps what it is told in memory"
-import gzip, json, re, sys, threading
+import gzip, json, re, sys, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote, urlsplit
@@ -8,14 +8,22 @@ ENTITY, KEY = 'somebody', '0123456789abcdef'*2 + '01234567'
 
 class Stub:
     "What the server knows"
-    def __init__(self): self.runs, self.asked, self.unknown, self.refuses, self.lock = {}, [], [], False, threading.RLock()
+    def __init__(self): self.runs, self.asked, self.unknown, self.refuses, self.trouble, self.last, self.lock = {}, [], [], False, None, None, threading.RLock()
 
     def run(self, project, name):
-        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'exitcode': None})
+        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'ended': []})
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     def log_message(self, *args): pass
+
+    def parse_request(self):
+        "Also: what goes wrong at the time"
+        known, trouble = super().parse_request(), self.server.stub.trouble
+        while self.server.stub.trouble == 'silent': time.sleep(.05)
+        if trouble == 'failing': self.body(), self.answer({'errors': [{'message': 'out of order'}]}, 500)
+        if trouble: self.close_connection = True
+        return known and not trouble
 
     def answer(self, body=b'{}', status=200):
         if not isinstance(body, bytes): body = json.dumps(body).encode()
@@ -36,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self):
         project, name, file = self.place()
         data = self.body()
+        if file == self.server.stub.last: self.server.stub.trouble = 'gone' # in the middle of it
+        if self.server.stub.trouble: return
         with self.server.stub.lock: self.server.stub.run(project, name)['files'][file] = data
         self.answer()
 
@@ -64,9 +74,11 @@ class Handler(BaseHTTPRequestHandler):
     def stream(self, stub, path, told):
         project, name = unquote(path).split('/')[3:5]
         run, files = stub.run(project, name), told.get('files', {})
-        for row in files.get('wandb-history.jsonl', {}).get('content', []): run['history'].append(json.loads(row))
+        history = files.get('wandb-history.jsonl', {'offset': 0, 'content': []})
+        run['history'][history['offset']:history['offset'] + len(history['content'])] = map(json.loads, history['content'])
+        if told.get('preempting'): run['ended'].append('preempting')
         for row in files.get('wandb-summary.json', {}).get('content', []): run['summary'] = json.loads(row)
-        if told.get('complete'): run['exitcode'] = told.get('exitcode')
+        if told.get('complete'): run['ended'].append(told.get('exitcode'))
         self.answer({'exitcode': None, 'limits': {}})
 
 def resolver(f): return resolvers.setdefault(f.__name__, f)
@@ -135,7 +147,7 @@ def bucket(run):
     return {'id': f"{run['project']}/{run['name']}", 'name': run['name'], 'displayName': run['displayName'], 'description': '', 'notes': '', 'tags': [], 'group': None, 'jobType': None,
             'config': json.dumps(run['config']), 'summaryMetrics': json.dumps(run['summary']), 'sweepName': run['sweep'], 'sweep': run['sweep'] and {'name': run['sweep']}, 'project': project_of(run['project']), 'projectId': 1,
             'historyLineCount': len(run['history']), 'historyTail': json.dumps([json.dumps(r) for r in run['history'][-1:]]), 'logLineCount': 0, 'eventsLineCount': 0, 'eventsTail': '[]', 'wandbConfig': '{"t": 1}',
-            'state': {None: 'running', 0: 'finished'}.get(run['exitcode'], 'failed'), 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
+            'state': {None: 'running', 0: 'finished'}.get((run['ended'] or [None])[-1], 'failed'), 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
             'user': {'name': ENTITY, 'username': ENTITY}, 'readOnly': False, 'commit': None, 'host': None}
 
 class Server(ThreadingHTTPServer):
@@ -143,11 +155,27 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request, address):
         if not isinstance(sys.exc_info()[1], ConnectionError): super().handle_error(request, address) # clients hang up
 
+class Service:
+    "A server that can have trouble: it is `'gone'`, `'failing'` (it answers 500), `'silent'` (it takes a connection and says nothing) or `None`, well"
+    def __init__(self):
+        self.stub, self.port, self.listening = Stub(), 0, None
+        self.become(None)
+
+    def become(self, trouble):
+        self.stub.trouble = trouble # also for connections that are kept alive
+        if trouble == 'gone' and self.listening:
+            self.listening.shutdown(), self.listening.server_close()
+            self.listening = None
+        elif trouble != 'gone' and not self.listening:
+            self.listening = Server(('127.0.0.1', self.port), Handler)
+            self.port = self.listening.server_address[1]
+            self.url = f'http://127.0.0.1:{self.port}'
+            self.listening.stub, self.listening.url = self.stub, self.url
+            threading.Thread(target=self.listening.serve_forever, args=(.05,), daemon=True).start()
+
 @contextmanager
 def server():
     "A running server: its address is `server.url`, what it knows `server.stub`"
-    s = Server(('127.0.0.1', 0), Handler)
-    s.stub, s.url = Stub(), f'http://127.0.0.1:{s.server_address[1]}'
-    threading.Thread(target=s.serve_forever, daemon=True).start()
+    s = Service()
     try: yield s
-    finally: s.shutdown(), s.server_close()
+    finally: s.become('gone')

@@ -50,7 +50,10 @@ def test_method(file):
 @pytest.mark.parametrize('was, becomes, said', [
     ('  lr:', '  lrr:', "`parameters` must be one of …, got 'lrr'; did you mean 'lr'?"), ('min: 1.0e-4', 'min: 0', '`parameters.lr.min` must be larger than 0, got 0'), ('min: 4, max: 64', 'min: 64, max: 4', '`parameters.z_dim.min` must be less than max, 4, got 64'),
     ('int_uniform, min: 4', 'uniform, min: 4', '`parameters.z_dim` must be of type int, got …'), ('[32, 64, 128, 256]', '[32, many]', "`parameters.batch_size.values[1]` must be of type int, got 'many'"), ('method: bayes', 'method: bayse', "`method` must be one of …; did you mean 'bayes'?"),
-    ('run_cap: 40', 'run_cup: 40', "`sweep file` must be one of …; did you mean 'run_cap'?"), ('train.ipynb', 'trian.ipynb', "`program` must be a notebook in …, got 'nbs/experiments/trian.ipynb', which is not there"), ('${args_json_file}', '${args_json_fil}', "`command[6]` must be one of …; did you mean 'args_json_file'?"),
+    ('run_cap: 40', 'run_cup: 40', "`sweep file` must be one of …; did you mean 'run_cap'?"), ('nbs/exp', 'nbs/../nbs/exp', "`program` must be inside the folder where agents start, got 'nbs/../nbs/…"),
+    ('nbs/exp', f'{root}/nbs/exp', "`program` must be inside the folder where agents start, got '/…"),
+    ('log_uniform_values, min: 1.0e-4, max: 1.0e-2', 'q_uniform, min: 0.0, max: 1.0e+308, q: 1.0e-300', '`parameters.lr` must hold numbers that a float can hold, got …'),
+    ('train.ipynb', 'trian.ipynb', "`program` must be a notebook in …, got 'nbs/experiments/trian.ipynb', which is not there"), ('${args_json_file}', '${args_json_fil}', "`command[6]` must be one of …; did you mean 'args_json_file'?"),
     ('log_uniform_values', 'log_unifrom_values', "`parameters.lr.distribution` must be one of …; did you mean 'log_uniform_values'?"), ('goal: maximize', 'goal: maximise', "`metric.goal` must be one of …; did you mean 'maximize'?")], ids=lambda x: x[:20])
 def test_a_mistake_is_found_before_the_first_trial(was, becomes, said, tmp_path):
     text = (root/'sweeps/bayes.yaml').read_text(encoding='utf-8')

@@ -75,8 +75,8 @@ def players():
 def readers():
     "Rows that are read, with noise, by two other processes; early stopping; momentum"
     o = Optimization(Classifier(predictor('mlp', (1, 8, 8), classes=10, widths=[32])), Jittered(), 'SGD', .1, 32, momentum=.9, nesterov=True)
-    return Run(o, '6 epochs', [Evaluate(Terms('valid'), '1 epoch')], name='readers', log_every='4 steps', save_every='7 steps',
-               callbacks=[Clock(), make(pl.callbacks.EarlyStopping, 'valid/loss', patience=3, check_on_train_epoch_end=True)])
+    return Run(o, '20 epochs', [Evaluate(Terms('valid'), '1 epoch')], name='readers', log_every='4 steps', save_every='7 steps',
+               callbacks=[Clock(), make(pl.callbacks.EarlyStopping, 'valid/loss', patience=1, min_delta=.05, check_on_train_epoch_end=True)])
 
 kinds = {f.__name__: f for f in (noisy, players, readers)}
 

@@ -50,15 +50,18 @@ class Periodic(Part, Callback):
     def load_state_dict(self, state):
         if self.trigger: self.trigger.load_state_dict(state)
 
-# %% ../nbs/35_callbacks.ipynb #39b40f31
+# %% ../nbs/35_callbacks.ipynb #4b9e2cdf
 class StopAfter(Periodic):
     "End training when `train_for` is over"
     def __init__(self,
-        train_for:str|Duration # How long, in any unit of the counters or the clock
-    ): super().__init__(train_for, 'train_for')
+        train_for:str|Duration, # How long, in any unit of the counters or the clock
+        over:bool=False # Has the last step been made already, before the run was cut short?
+    ):
+        super().__init__(train_for, 'train_for')
+        self.over = over
 
     def on_train_start(self, trainer, pl_module):
-        if self.trigger.periods(pl_module.counters): trainer.should_stop = True # it was cut short after its last step
+        if self.over or self.trigger.periods(pl_module.counters): trainer.should_stop = True
 
     def fire(self, trainer, optimization): trainer.should_stop = True
     def state_dict(self): return {} # a run may be given more time
@@ -224,7 +227,7 @@ def look(self:Evaluate,
     for name, entry in entries.items(): trainer.logger.log(name, entry, optimization.counters)
     return {k: v for name, entry in entries.items() for k, v in entry.numbers(name).items()}
 
-# %% ../nbs/35_callbacks.ipynb #aa302249
+# %% ../nbs/35_callbacks.ipynb #35314821
 class Checkpoint(Periodic, LastCallback): # for Lightning calls such a one after all others
     "Save model, optimizer, counters, triggers and random generators to `checkpoints/last.ckpt` at the start, at its period and at the end"
     def __init__(self,
@@ -241,7 +244,7 @@ class Checkpoint(Periodic, LastCallback): # for Lightning calls such a one after
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.owed = self.trigger.due(pl_module.counters) or trainer.should_stop
-        if trainer.train_dataloader.position: self.on_train_epoch_end(trainer, pl_module)
+        if not trainer.is_last_batch: self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer, pl_module): # after the last batch of an epoch there is more to come, early stopping for example
         if self.owed: self.fire(trainer, pl_module)
@@ -253,10 +256,11 @@ class Checkpoint(Periodic, LastCallback): # for Lightning calls such a one after
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         checkpoint['random'] = gathered(trainer, generators())
         checkpoint['logger'] = trainer.logger.state_dict() if trainer.is_global_zero else {}
+        checkpoint['over'] = trainer.should_stop and not pl_module.interrupted # though the evaluations at the end may be missing
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint): pl_module.random = dict(enumerate(checkpoint['random'])).get(trainer.global_rank)
 
-# %% ../nbs/35_callbacks.ipynb #e2204cac
+# %% ../nbs/35_callbacks.ipynb #0316e5d8
 @patch
 def fire(self:Checkpoint, trainer, optimization):
     folder = Path(trainer.logger.folder)
@@ -281,17 +285,18 @@ class WholeFiles(CheckpointIO):
             with open(new, 'wb') as f: torch.save(checkpoint, f)
         save_whole(save, path, self.home if self.home in Path(path).parents else None)
 
-    def load_checkpoint(self, path, map_location=None, weights_only=None): return read_checkpoint(path)
+    def load_checkpoint(self, path, map_location=None, weights_only=None): return read_checkpoint(path, ()) # of whatever is in it
     def remove_checkpoint(self, path): Path(path).unlink(missing_ok=True)
 
-# %% ../nbs/35_callbacks.ipynb #2065ae31
-to_go_on = ('state_dict', 'counters', 'watch', 'position', 'logger', 'random', 'terms', 'loops', 'callbacks', 'optimizer_states', 'lr_schedulers') # what a run's checkpoints hold
+# %% ../nbs/35_callbacks.ipynb #64e0bda1
+to_go_on = ('state_dict', 'counters', 'watch', 'position', 'logger', 'random', 'terms', 'over', 'loops', 'callbacks', 'optimizer_states', 'lr_schedulers') # what a run's checkpoints hold
 
 def read_checkpoint(
     file:str|Path, # For example `checkpoints/last.ckpt`
     needed:Iterable[str]=('state_dict',) # Names that must be in it
 ) -> dict: # Plain data, and tensors in main memory
     "Read a checkpoint as data; raises `Damaged`, naming it, if it is none, and `FileNotFoundError` if it is not there"
+    if os.path.lexists(file) and not os.path.isfile(file): raise Damaged(f"{file} must be a file, got something else")
     try:
         size = verify(file).stat().st_size
         if zipfile.is_zipfile(file) and sum(i.file_size for i in zipfile.ZipFile(file).infolist()) > size: raise ValueError('more would come out of it than it is long')

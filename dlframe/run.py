@@ -172,7 +172,7 @@ def require_compiler() -> None:
     if any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'gcc', 'clang++', 'clang', 'cl')))): return
     raise ValueError("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
 
-# %% ../nbs/42_run.ipynb #4efa714a
+# %% ../nbs/42_run.ipynb #d9424be1
 def forked(
     trainer:pl.Trainer # Lightning's
 ) -> bool: # Do copies of this process train, and this one waits?
@@ -205,7 +205,7 @@ def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     "Callbacks and machine, as Lightning wants them"
     device, trial = find_device(), int(self.trainer.get('fast_dev_run', 0)) # Lightning's would log and save nothing
     train_for = Duration(trial, 'steps') if trial else self.train_for
-    callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for), Checkpoint(self.save_every), Progress(train_for)]
+    callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for, self.__dict__.get('over', False)), Checkpoint(self.save_every), Progress(train_for)]
     options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'strategy': device.strategy,
                'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer, 'fast_dev_run': False}
     options['plugins'] = [WholeFiles(self.folder), *(self.trainer.get('plugins') or [])]
@@ -283,7 +283,7 @@ def train(self:Run,
         patient.on_fit_end(trainer, self.optimization)
         if trainer.is_global_zero: self.logger.close()
 
-# %% ../nbs/42_run.ipynb #29c8f02c
+# %% ../nbs/42_run.ipynb #e15c6aeb
 @patch
 def end(self:Run,
     trainer:pl.Trainer # After training
@@ -322,8 +322,8 @@ def requeue() -> None:
     if not SLURMEnvironment.detect(): return
     array, task = os.environ.get('SLURM_ARRAY_JOB_ID'), os.environ.get('SLURM_ARRAY_TASK_ID')
     job = f'{array}_{task}' if array else os.environ['SLURM_JOB_ID']
-    said = subprocess.run(['scontrol', 'requeue', job], capture_output=True, text=True)
-    print(f'job {job} starts again' if not said.returncode else f'job {job} could not be requeued: {said.stderr.strip()}', flush=True)
+    asked = _said('scontrol', 'requeue', job) is not None
+    print(f'job {job} starts again' if asked else f'job {job} could not be requeued: submit it again', flush=True)
 
 # %% ../nbs/42_run.ipynb #7907b5db
 @patch
@@ -365,7 +365,7 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #0d719a7e
+# %% ../nbs/42_run.ipynb #89b165ad
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -391,7 +391,7 @@ def go_on(cls:Run,
     manifest, weights = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages), folder/'checkpoints/model.safetensors'
     try: checkpoint, saved = newest(folder)
     except FileNotFoundError: # it was killed before its first
-        if weights.exists(): raise
+        if weights.exists() or (folder/'metrics.csv').exists() and len(read_metrics(folder)): raise # it had one
         checkpoint, saved = None, {'counters': {}}
         (folder/'metrics.csv').unlink(missing_ok=True)
     run = _built(manifest, packages)
@@ -400,10 +400,11 @@ def go_on(cls:Run,
     now, end = saved['counters'].get(unit, 0), run.train_for.amount
     if now >= end and (weights.exists() or train_for and now > end): # else its last step was made and its end was not
         raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{run.train_for}'")
+    run.over = bool(saved.get('over')) and not weights.exists() and not train_for
     earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
     return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
 
-# %% ../nbs/42_run.ipynb #64d4f6ee
+# %% ../nbs/42_run.ipynb #1439779e
 @patch
 def take(self:Run,
     checkpoint:Path, # Of this run
@@ -413,6 +414,7 @@ def take(self:Run,
     unit, counters = self.train_for.unit, saved['counters']
     if not isinstance(counters, dict) or not all(isinstance(counters.get(c), (int, float)) for c in ('steps', unit)): raise ValueError(f"{checkpoint} must hold counters of steps and {unit}, got {shown(counters)}")
     load_weights(self.optimization.model, checkpoint)
+    if not isinstance(saved['logger'], dict): raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}")
     try: self.logger.load_state_dict(saved['logger'])
     except (AttributeError, KeyError, TypeError) as e: raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
 
@@ -443,7 +445,7 @@ def rerun(
     run.parameters = dict(changes) or dict(manifest.get('parameters') or {})
     return run.fit()
 
-# %% ../nbs/42_run.ipynb #eabd3066
+# %% ../nbs/42_run.ipynb #cca5a1c3
 def _change(text):
     path, equals, value = text.partition('=')
     if not equals or not path: raise ValueError(f"`change` must look like model.beta=0.2, got {text!r}")
@@ -471,4 +473,6 @@ def main(
         raise SystemExit(f'dlframe-run: {e}') from e
     rank_zero_only(print)(f'run folder: {run.folder}')
 
-if __name__ == '__main__' and '__file__' in globals(): main() # as `python -m dlframe.run`, and not on this page
+if __name__ == '__main__' and '__file__' in globals(): # as `python -m dlframe.run`, and not on this page; the classes are those of the module
+    from dlframe.run import main
+    main()

@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
     error, said, seconds = stop(kernel, "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps')]).fit()", 'step ')
     assert not error and seconds < 5 and f"go on with Run.resume('{runs}/stopped')" in said
     assert (runs/'stopped/checkpoints/last.ckpt').exists() and not (runs/'stopped/checkpoints/model.safetensors').exists()
-    assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', not finished\n')
+    assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', interrupted\n')
     assert int(re.search(r'stopped after step (\d+)', said)[1]) < 300
     assert kernel.cell(f"Run.resume('{runs}/stopped');")[0] == ''
     assert numbers(runs/'stopped') == numbers(never_stopped) and weights(runs/'stopped') == weights(never_stopped)

@@ -365,7 +365,7 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #89b165ad
+# %% ../nbs/42_run.ipynb #234f3c0f
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -400,11 +400,11 @@ def go_on(cls:Run,
     now, end = saved['counters'].get(unit, 0), run.train_for.amount
     if now >= end and (weights.exists() or train_for and now > end): # else its last step was made and its end was not
         raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{run.train_for}'")
-    run.over = bool(saved.get('over')) and not weights.exists() and not train_for
+    run.over = saved.get('over') is True and not weights.exists() and not train_for
     earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
     return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
 
-# %% ../nbs/42_run.ipynb #1439779e
+# %% ../nbs/42_run.ipynb #96fd4512
 @patch
 def take(self:Run,
     checkpoint:Path, # Of this run
@@ -414,9 +414,8 @@ def take(self:Run,
     unit, counters = self.train_for.unit, saved['counters']
     if not isinstance(counters, dict) or not all(isinstance(counters.get(c), (int, float)) for c in ('steps', unit)): raise ValueError(f"{checkpoint} must hold counters of steps and {unit}, got {shown(counters)}")
     load_weights(self.optimization.model, checkpoint)
-    if not isinstance(saved['logger'], dict): raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}")
     try: self.logger.load_state_dict(saved['logger'])
-    except (AttributeError, KeyError, TypeError) as e: raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
+    except Exception as e: raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
 
 def _built(manifest, packages):
     "The run that a manifest describes"

@@ -1,5 +1,5 @@
 "The train experiment as people start it: a command in some folder, or a kernel of Jupyter; and what it left"
-import csv, json, os, re, shutil, subprocess, sys
+import csv, json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
 from filelock import FileLock
@@ -62,6 +62,10 @@ class Jupyter:
             heard += said
             if error: return error, heard
         return '', heard
+
+def attentive():
+    "For a process that is started: ignore no signal, though whoever started the tests may have said so (`nohup`)"
+    for number in signal.SIGINT, signal.SIGHUP: signal.signal(number, signal.SIG_DFL)
 
 def once(tmp_path_factory, name, make=lambda folder: None):
     "The folder that `make(folder)` fills: one of the parallel processes does it, the others wait"

@@ -4,7 +4,7 @@ from configparser import ConfigParser
 from importlib.metadata import EntryPoint
 
 import pytest
-from experiment import environment, left
+from experiment import attentive, environment, left
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tree import BIN, ROOT, run
@@ -54,7 +54,7 @@ class Pages:
     def start(self, *words, output='out.ipynb', engine=('--engine', 'dlframe'), before=None, prefix=()):
         words = [*prefix, sys.executable, '-m', 'papermill', '--no-progress-bar', *engine, 'in.ipynb', output, *words]
         pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.started.append(subprocess.Popen([str(w) for w in words], cwd=self.folder, env=self.env, text=True, preexec_fn=before, **pipes))
+        self.started.append(subprocess.Popen([str(w) for w in words], cwd=self.folder, env=self.env, text=True, preexec_fn=lambda: (attentive(), before and before()), **pipes))
         return self.started[-1]
 
     def run(self, *words, **options):

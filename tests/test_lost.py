@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from experiment import PAGE, environment, left, once, papermill, start
+from experiment import PAGE, attentive, environment, left, once, papermill, start
 from tree import ROOT, run as tool
 
 from dlframe.callbacks import newest
@@ -57,7 +57,7 @@ def asked(process, run, number, seconds=10):
     assert time.time() - sent < seconds
     return status, sent
 
-def background(words, env, cwd): return subprocess.Popen([str(w) for w in words], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def background(words, env, cwd): return subprocess.Popen([str(w) for w in words], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=attentive)
 
 def cluster(folder):
     "Variables of a SLURM job, and a `scontrol` that writes down what it was asked"

@@ -296,16 +296,20 @@ def commanded(how, root, kills, report, rng):
         reference, name = root/'runs/papermill-whole', 'papermill-killed'
     else:
         reference, name = whole('noisy', root)[0], 'command-killed'
-    folder, seconds = root/'runs'/name, 2.
-    for i in range(kills):
+    folder, seconds, done = root/'runs'/name, 2., 0
+    while done < kills:
         process, before = start(name), processes(folder)
         while process.poll() is None and (processes(folder) == before or not (folder/'status.json').exists()): time.sleep(.01)
         time.sleep(rng.uniform(0, seconds))
-        if process.poll() is not None or state(folder) == 'finished': break
+        if process.poll() is not None or state(folder) == 'finished': # it was too fast
+            process.wait(), shutil.rmtree(folder, ignore_errors=True)
+            seconds *= .7
+            continue
         for pid in {process.pid, *processes(folder)}:
             try: os.kill(pid, signal.SIGKILL)
             except ProcessLookupError: pass
         process.wait()
+        done += 1
         report.kills[how, 'time'] += 1
         report.lost += [f'{name}: {w}' for w in good(folder)]
         report.resumes += 1

@@ -57,7 +57,20 @@ def asked(process, run, number, seconds=10):
     assert time.time() - sent < seconds
     return status, sent
 
-def background(words, env, cwd): return subprocess.Popen([str(w) for w in words], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=attentive)
+started = []
+
+@pytest.fixture(autouse=True)
+def nobody_stays():
+    "No process outlives its test, whatever came of it"
+    yield
+    while started:
+        process = started.pop()
+        process.kill(), process.wait()
+
+def background(words, env, cwd):
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    started.append(subprocess.Popen([str(w) for w in words], cwd=cwd, env=env, text=True, preexec_fn=attentive, **pipes))
+    return started[-1]
 
 def cluster(folder):
     "Variables of a SLURM job, and a `scontrol` that writes down what it was asked"

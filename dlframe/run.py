@@ -6,7 +6,7 @@
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'require_compiler', 'forked', 'Begin',
            'check_launch', 'settings_kept', 'requeue', 'Live', 'rerun', 'main']
 
-# %% ../nbs/42_run.ipynb #86cc5df7
+# %% ../nbs/42_run.ipynb #a2b08201
 import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, threading, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ from .loggers import Loggers, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
 from .specs import Part, build, override, parse, read, spec, write
-from .status import claim, record, state
+from .status import claim, record, recorded, state
 from .triggers import Duration, check_unit, duration
 
 # %% ../nbs/42_run.ipynb #b374b220
@@ -365,7 +365,7 @@ def plot(self:Run,
     "Each loss term against a counter"
     return curves(read_metrics(self.folder), x)
 
-# %% ../nbs/42_run.ipynb #234f3c0f
+# %% ../nbs/42_run.ipynb #9d849923
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -380,6 +380,7 @@ def resume(cls:Run,
     finally:
         if lock: lock.release()
 
+# %% ../nbs/42_run.ipynb #0dbef531
 @patch(cls_method=True)
 def go_on(cls:Run,
     folder:Path, # Of a run
@@ -397,10 +398,12 @@ def go_on(cls:Run,
     run = _built(manifest, packages)
     run.place, run.parameters, run.lock, unit = folder, dict(manifest.get('parameters') or {}), lock, run.train_for.unit
     if checkpoint: run.take(checkpoint, saved)
-    now, end = saved['counters'].get(unit, 0), run.train_for.amount
-    if now >= end and (weights.exists() or train_for and now > end): # else its last step was made and its end was not
+    now, end, finished = saved['counters'].get(unit, 0), run.train_for.amount, recorded(folder).get('state', 'finished') == 'finished' and weights.exists()
+    if now >= end and (finished or train_for and now > end): # else its last step was made and its end was not
         raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{run.train_for}'")
-    run.over = saved.get('over') is True and not weights.exists() and not train_for
+    over = saved.get('over') is True and not train_for
+    if over and finished: raise ValueError(f"`train_for` must be given to go on with a run that ended early, after {now:g} {unit} of '{run.train_for}', got None")
+    run.over = over
     earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
     return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
 

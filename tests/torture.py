@@ -245,8 +245,8 @@ def torture(kind, root, kills, report, rng, most=6):
             status = kill_after(pid, rng.uniform(.05, seconds)) if way == 'time' else ended(pid)
             if status == 0: break
             if status != -signal.SIGKILL: report.lost.append(f'{place.name}: ended with {status}: {place.with_suffix(".log").read_text()[-2000:]}'); break
-            report.kills[kind, way] += 1
-            here, done = here + 1, done + 1
+            report.kills[kind, way], here, done = report.kills[kind, way] + 1, here + 1, done + 1
+            if state(place) == 'finished': break # all was written
             report.lost += [f'{place.name}: {w}' for w in good(place)]
         else: report.lost.append(f'{place.name}: never finished')
         if report.lost: return
@@ -263,8 +263,10 @@ def everywhere(kind, root, report, step=1, first=1):
         if status == -signal.SIGKILL: # metrics are written once a second: a fast run may make fewer calls
             report.kills[f'{kind}, each file', 'file'] += 1
             report.lost += [f'{place.name}: {w}' for w in good(place)]
-            report.resumes += (place/'manifest.json').exists()
-            status = ended(live(kind, place))
+            if state(place) != 'finished': # all was written
+                report.resumes += (place/'manifest.json').exists()
+                status = ended(live(kind, place))
+            else: status = 0
         if status: report.lost.append(f'{place.name}: ended with {status}: {place.with_suffix(".log").read_text()[-2000:]}')
         elif found := compare(reference, place): report.different.append(f'{place.name}: {found}')
         shutil.rmtree(place, ignore_errors=True)

@@ -10,7 +10,7 @@ BIN = Path(sys.executable).parent
 def run(*cmd, cwd=ROOT, first=BIN):
     "Run a program, of `first` or of this environment, in `cwd`, from which Python imports too; its output is one text"
     path = os.pathsep.join([str(first), str(BIN), os.environ['PATH']])
-    env = {**os.environ, 'PATH': path, 'PYTHONPATH': str(cwd), 'PYTHONDONTWRITEBYTECODE': '1', 'MAKEFLAGS': ''}  # the outer make's ARGS stay outside
+    env = {**os.environ, 'PATH': path, 'PYTHONPATH': str(cwd), 'PYTHONDONTWRITEBYTECODE': '1', 'MAKEFLAGS': '', 'MAKELEVEL': '0'}  # the outer make's ARGS stay outside
     return subprocess.run([str(c) for c in cmd], cwd=cwd, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 def git(cwd, *args):

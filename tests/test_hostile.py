@@ -486,18 +486,22 @@ def test_checkpoints_with_changed_bytes(case, run, trained):
         @each(40, content=changed_bytes(head))
         def _(content): checkpoints(case, run.folder, name, content + raw[len(head):])
 
+def otherwise(good, path, value):
+    "A checkpoint with something else at a path, or without it"
+    changed = torch.load(io.BytesIO(as_zip(good)), weights_only=True)
+    node = changed
+    for k in path[:-1]: node = node[k]
+    if value is KeyError: del node[path[-1]]
+    else: node[path[-1]] = value
+    return as_zip(changed)
+
 def test_checkpoints_that_hold_something_else(case, run, good):
     "Whole files, with parts missing or of another kind"
     places = [p for p in paths(good) if len(p) < 4]
     other = [KeyError, None, 3, -1, 'text', [], {}, [1], {'a': 1}, torch.ones(3), torch.full((1,), math.nan), math.inf, -10**30]
     @each(90, path=st.sampled_from([p for p in places if len(p) == 1])|st.sampled_from(places), value=st.sampled_from(other))
     def _(path, value):
-        changed = torch.load(io.BytesIO(as_zip(good)), weights_only=True)
-        node = changed
-        for k in path[:-1]: node = node[k]
-        if value is KeyError: del node[path[-1]]
-        else: node[path[-1]] = value
-        checkpoints(case, run.folder, LAST, as_zip(changed))
+        checkpoints(case, run.folder, LAST, otherwise(good, path, value))
     for whole in None, 3, [], {}, torch.ones(3), 'text', {'state_dict': None}, {'state_dict': []}, {'state_dict': {1: 2}}, {'state_dict': {'model.x': 3}}, list(good.items()): checkpoints(case, run.folder, LAST, as_zip(whole))
 
 def test_going_on_with_weights_of_another_model(case, run, good):
@@ -516,12 +520,7 @@ def test_going_on_from_something_else(trained, run, good, monkeypatch, record_pr
     ends, places = Counter(), [p for p in paths(good) if len(p) < 3 and p[0] not in ('state_dict', 'counters', 'hyper_parameters')]
     @each(30, path=st.sampled_from(places), value=st.sampled_from([KeyError, None, 'text', [], {}, {'a': 1}, torch.ones(3)]))
     def _(path, value):
-        changed = torch.load(io.BytesIO(as_zip(good)), weights_only=True)
-        node = changed
-        for k in path[:-1]: node = node[k]
-        if value is KeyError: del node[path[-1]]
-        else: node[path[-1]] = value
-        (run()/LAST).write_bytes(as_zip(changed))
+        (run()/LAST).write_bytes(otherwise(good, path, value))
         try:
             with seconds(10), redirect_stdout(io.StringIO()): Run.resume(run.folder, '4 steps')
         except ValueError as e:

@@ -172,7 +172,7 @@ def require_compiler() -> None:
     if any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'gcc', 'clang++', 'clang', 'cl')))): return
     raise ValueError("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
 
-# %% ../nbs/42_run.ipynb #d9424be1
+# %% ../nbs/42_run.ipynb #927e626c
 def forked(
     trainer:pl.Trainer # Lightning's
 ) -> bool: # Do copies of this process train, and this one waits?
@@ -200,6 +200,7 @@ class Begin(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): self.run.started = True # the states of a checkpoint were of use
 
+# %% ../nbs/42_run.ipynb #4b3bcdd3
 @patch
 def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     "Callbacks and machine, as Lightning wants them"

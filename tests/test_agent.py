@@ -1,0 +1,208 @@
+"Agents without an account: many at once, killed, interrupted, apart; each trial ends once, and what was begun goes on"
+import json, os, random, re, shutil, signal, subprocess, sys, time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from experiment import PAGE, attentive, environment, left, numbers, weights
+from optuna.trial import TrialState
+from tree import BIN, ROOT
+
+from dlframe.agent import cores
+from dlframe.sweeps import read_sweep
+from dlframe.trials import Agents, Trials
+
+LIGHT = ['${env}', sys.executable, str(ROOT/'tests/trial.py'), '30', '${program}', '${args_json}']
+
+def sweep_file(folder, command=LIGHT, name='beta', **changes):
+    "A sweep of light trials, in a folder of its own with a notebook"
+    folder.mkdir(parents=True, exist_ok=True)
+    page = {'cells': [{'cell_type': 'code', 'metadata': {'tags': ['parameters']}, 'source': 'beta: float = 1.'}], 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}
+    (folder/'page.ipynb').write_text(json.dumps(page))
+    given = {'program': 'page.ipynb', 'method': 'grid', 'metric': {'name': 'valid/loss', 'goal': 'minimize'}, 'parameters': {'beta': {'values': [float(b) for b in range(6)]}}, 'command': command, **changes}
+    (folder/f'{name}.yaml').write_text(json.dumps({k: v for k, v in given.items() if v is not None}))
+    return folder/f'{name}.yaml'
+
+def start(file, *words, home=None, **variables):
+    "An agent, in the folder of its file; its lines go to a file"
+    env = environment(home or file.parent, **variables)
+    with open(file.parent/'said', 'ab') as said:
+        return subprocess.Popen([str(BIN/'dlframe-agent'), file.name, *map(str, words)], cwd=file.parent, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=attentive)
+
+def said(file): return (file.parent/'said').read_text()
+
+def record(file, folder, **options):
+    "What the record of a sweep holds, read as an agent that takes nothing"
+    with Agents(folder) as me: return Trials(read_sweep(file, file.parent), me, folder, **options)
+
+def told(folder):
+    "What each trial told, by the id of its run"
+    return {f.parent.name: [json.loads(line) for line in f.read_text().splitlines()] for f in folder.glob('*/told')}
+
+def until(true, seconds=60, every=.02):
+    "Wait for something that must come"
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, 'it did not come'
+        time.sleep(every)
+    return found
+
+def finish(agents, seconds=120):
+    "Exit statuses of agents that must come to an end"
+    end = time.monotonic() + seconds
+    try: return [a.wait(max(.1, end - time.monotonic())) for a in agents]
+    finally:
+        for a in agents: a.poll() is None and a.kill()
+
+def whole(file, folder, n, **options):
+    "Every trial ended once, with a value; none is stuck, lost, doubled; what was killed went on"
+    found, history = record(file, folder, **options).all(), told(folder)
+    assert Counter(t.state for t in found) == {TrialState.COMPLETE: n}, (Counter(t.state for t in found), said(file)[-3000:])
+    assert sorted(t.user_attrs['config']['beta'] for t in found) == [float(b) for b in range(n)]
+    assert len(history) == n and not any('doubled' in line for lines in history.values() for line in lines)
+    assert all([('end' in line) for line in lines].count(True) == 1 for lines in history.values())
+    for lines in history.values():
+        starts = [line['start'] for line in lines if 'start' in line]
+        assert starts == sorted(starts) and starts[0] == 0
+    return history
+
+def test_a_storm(tmp_path, record_property):
+    "Four agents, forty trials, ten kills: of an agent alone, or of the trial as well, as when a machine dies"
+    file, folder, chance = sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(40)]}}), tmp_path/'runs/beta', random.Random(0)
+    agents, victims = [start(file, folder, '--patience', 5) for _ in range(4)], []
+    while len(victims) < 10:
+        place, process = until(lambda: at_work(agents, folder, chance))
+        agents[place].kill(), agents[place].wait()
+        if chance.random() < .5: kill(process)
+        victims.append(process)
+        agents[place] = start(file, folder, '--patience', 5)
+    assert finish(agents) == [0]*4
+    history = whole(file, folder, 40)
+    again = [lines for lines in history.values() if sum('start' in line for line in lines) > 1]
+    assert {line['process'] for lines in again for line in lines if 'start' in line} >= {*victims}
+    assert sum(max(line.get('start', 0) for line in lines) > 0 for lines in again) == len(again) # none began anew
+    record_property('storm', f'{len(victims)} agents killed, {len(again)} trials went on')
+
+def at_work(agents, folder, chance):
+    "An agent, and its trial that has logged something; one of them, by chance"
+    begun = [lines[-1]['process'] for run, lines in told(folder).items() if lines and 'start' in lines[-1] and (folder/run/'metrics.csv').exists()]
+    found = [(place, process) for process in begun for place, agent in enumerate(agents) if parent(process) == agent.pid and agent.poll() is None]
+    return chance.choice(found) if found else None
+
+def parent(process):
+    try: return int(Path(f'/proc/{process}/stat').read_text().rsplit(')', 1)[1].split()[1])
+    except OSError: return None
+
+def kill(process):
+    try: os.kill(process, signal.SIGKILL)
+    except ProcessLookupError: pass
+
+def test_ten_at_once(tmp_path):
+    "Ten agents that find no folder yet make it together"
+    file, folder = sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(20)]}}), tmp_path/'runs/beta'
+    assert finish([start(file, folder) for _ in range(10)]) == [0]*10
+    history = whole(file, folder, 20)
+    assert all(len(lines) == 2 for lines in history.values())
+    assert re.search(r'20 of 20 done, 0 running, best valid/loss 0\.0\d+ \(\w{4}-0000\)', said(file))
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_asked_to_go(tmp_path, number):
+    "Trials save, are given back, and the next agent goes on with them"
+    file, folder = sweep_file(tmp_path), tmp_path/'runs/beta'
+    agent = start(file, folder, '--devices', 'cpu,cpu')
+    until(lambda: [*map(bool, told(folder).values())] == [True]*2)
+    agent.send_signal(number)
+    assert agent.wait(20) == 128 + number
+    assert sorted(t.state.name for t in record(file, folder).all()) == ['WAITING']*2
+    assert all('stopped' in lines[-1] for lines in told(folder).values())
+    assert f'go on with: dlframe-agent beta.yaml {folder}' in said(file) and '2 trials save and stop' in said(file)
+    assert finish([start(file, folder)]) == [0]
+    assert sum(len(lines) > 2 for lines in whole(file, folder, 6).values()) == 2
+
+def test_asked_twice(tmp_path):
+    "A trial that does not listen is killed, and given back all the same"
+    file, folder = sweep_file(tmp_path, ['sh', '-c', 'trap "" TERM; mkdir -p "$RUNS_ROOT/$WANDB_SWEEP_ID/$WANDB_RUN_ID"; while :; do sleep .1; done', '${program}', '${args_json}']), tmp_path/'runs/beta'
+    agent = start(file, folder)
+    until(lambda: list(folder.glob('*-0000')))
+    agent.send_signal(signal.SIGINT)
+    until(lambda: 'once more kills' in said(file))
+    assert agent.poll() is None
+    agent.send_signal(signal.SIGINT)
+    assert agent.wait(20) == 130
+    assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
+
+def test_devices_and_threads(tmp_path):
+    "One trial at a time on each device; the cores are shared by all trials of the machine"
+    file, folder = sweep_file(tmp_path), tmp_path/'runs/beta'
+    assert finish([start(file, folder, '--devices', '0,0,1', OMP_NUM_THREADS='')]) == [0]
+    starts = [line for lines in whole(file, folder, 6).values() for line in lines if 'start' in line]
+    assert {line['device'] for line in starts} == {'0', '1'} and sum(line['device'] == '0' for line in starts) > sum(line['device'] == '1' for line in starts)
+    assert {line['threads'] for line in starts} == {str(max(1, cores()//3))}
+
+def test_so_many_trials(tmp_path):
+    file, folder = sweep_file(tmp_path), tmp_path/'runs/beta'
+    assert finish([start(file, folder, '--trials', 2, '--no-wait', OMP_NUM_THREADS='')]) == [0]
+    assert len(record(file, folder).all()) == 2
+    assert {line['threads'] for lines in told(folder).values() for line in lines if 'start' in line} == {str(cores())} # it was alone
+
+def test_a_shared_database(tmp_path):
+    "Agents with folders of their own, as on machines without a common one: what a dead one had is begun anew elsewhere"
+    files, url = [sweep_file(tmp_path/where) for where in ('here', 'there')], f'sqlite:///{tmp_path}/record.db'
+    folders = [file.parent/'runs/beta' for file in files]
+    first = start(files[0], folders[0], DLFRAME_STORAGE=url)
+    until(lambda: told(folders[0]))
+    first.kill(), first.wait()
+    dead, = told(folders[0])
+    assert finish([start(files[1], folders[1], '--storage', url, '--patience', 3)]) == [0]
+    whole(files[1], folders[1], 6, storage=url)
+    assert told(folders[1])[dead][0]['start'] == 0
+    assert not (folders[0]/'journal.log').exists() and url not in said(files[1])
+
+apart = ['unshare', '-r', '-n', '-u']
+
+@pytest.mark.skipif(not shutil.which('unshare') or subprocess.run([*apart, 'true'], capture_output=True).returncode != 0, reason='this system does not let a user make network namespaces')
+def test_two_machines(tmp_path):
+    "Agents in network namespaces of their own, with names of their own, which have nothing in common but a folder; one is killed"
+    file, folder = sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(10)]}}), tmp_path/'runs/beta'
+    def machine(name):
+        words = ['sh', '-c', f'hostname {name}; exec "$0" "$@"', str(BIN/'dlframe-agent'), file.name, str(folder), '--patience', '3']
+        with open(file.parent/'said', 'ab') as out: return subprocess.Popen([*apart, *words], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    agents = [machine('alpha'), machine('omega')]
+    until(lambda: {f.name.split(':')[0] for f in folder.glob('.agents/*.lock')} >= {'alpha', 'omega'} and len(told(folder)) >= 2)
+    agents[0].kill(), agents[0].wait()
+    assert finish(agents[1:]) == [0]
+    history = whole(file, folder, 10)
+    assert sum(sum('start' in line for line in lines) > 1 for lines in history.values()) == 1
+
+def test_a_search_learns(tmp_path):
+    "Bayes, with nested parameters, to a target, by three agents; no draw is the same"
+    file, folder = sweep_file(tmp_path, [*LIGHT[:3], '3', *LIGHT[4:]], method='bayes', run_cap=60, metric={'name': 'valid/loss', 'goal': 'minimize', 'target': .5}, parameters={'beta': {'min': 0., 'max': 10.}}), tmp_path/'runs/beta'
+    assert finish([start(file, folder) for _ in range(2)]) == [0]*2
+    found = record(file, folder)
+    betas = [t.user_attrs['config']['beta'] for t in found.all()]
+    assert len({*betas}) == len(betas) < 60 and found.best().value <= .5
+
+@pytest.mark.parametrize('changes, said', [
+    ({'metric': {'name': 'valid/los'}}, 'valid/los was never logged in .*metrics.csv, which has valid/loss; did you mean valid/loss?'),
+    ({'command': ['${env}', 'no-such-program', '${program}', '${args_json}']}, 'no-such-program.* No such file'),
+    ({'command': ['sh', '-c', 'kill -KILL $$', '${program}', '${args_json}']}, 'it died of SIGKILL')], ids=lambda x: None)
+def test_a_trial_fails(tmp_path, changes, said):
+    "With its reason; and where all fail, the agent says so and stops"
+    file, folder = sweep_file(tmp_path, **{'command': [*LIGHT[:3], '2', *LIGHT[4:]], **changes}), tmp_path/'runs/beta'
+    assert finish([start(file, folder)]) == [1]
+    found = record(file, folder).all()
+    assert [t.state.name for t in found] == ['FAIL']*3
+    assert all(re.search(said, t.user_attrs['reason']) for t in found), found[0].user_attrs['reason']
+
+@pytest.mark.parametrize('changes, words, answer', [
+    ({'parametres': {}}, [], 'beta.yaml: `sweep file` must be one of .*'), ({'parameters': {'bta': {'value': 1}}}, [], "beta.yaml: `parameters` must be one of 'beta', got 'bta'; did you mean 'beta'?"),
+    ({'parameters': {'beta': {'min': 2., 'max': 1.}}, 'method': 'random'}, [], 'beta.yaml: `parameters.beta.min` must be less than max, 1.0, got 2.0'), ({'metric': None, 'method': 'bayes'}, [], 'beta.yaml: `metric` must be given for method bayes, got none'),
+    ({'program': 'pge.ipynb'}, [], "beta.yaml: `program` must be a notebook in ., got 'pge.ipynb', which is not there"), ({}, ['--devices', 'x'], "`devices` must be .*"), ({}, ['--storage', 'sqlite:////no/such/place.db'], '`storage` must be a record of trials that can be opened, got .*')], ids=lambda x: None)
+def test_refused(tmp_path, changes, words, answer):
+    "In one line, before anything starts"
+    file = sweep_file(tmp_path, **changes)
+    before = left(tmp_path)
+    assert finish([start(file, *words, RUNS_ROOT=tmp_path/'runs')]) == [1]
+    line, = [l for l in said(file).splitlines() if not l.startswith('  ')]
+    assert re.fullmatch('dlframe-agent: ' + re.sub(r'\\\.\\\*', '.*', re.escape(answer)), line), line
+    assert not list(tmp_path.glob('**/told')) and (words or {p for p in left(tmp_path)} - {p for p in before} == {tmp_path/'said'})

@@ -34,6 +34,7 @@ def flat(
     for name, c in parameters.items(): found |= {name: c} if isinstance(c, Choice) else {f'{name}.{k}': v for k, v in flat(c).items()}
     return found
 
+# %% ../nbs/45_search.ipynb #6373bed5
 def nested(
     values:Mapping # By names like `groups.encoder.lr`
 ) -> dict: # `{'groups': {'encoder': {'lr': …}}}`
@@ -46,9 +47,7 @@ def nested(
         inside[name] = value
     return found
 
-# %% ../nbs/45_search.ipynb #35e38dd3
-_part = FloatDistribution(2**-50, 1 - 2**-50) # up to almost 8 standard deviations
-
+# %% ../nbs/45_search.ipynb #08b8140e
 def _scale(kind, o):
     "The range in which a number is drawn, evenly or evenly in its logarithm"
     low, high = float(o['min']), float(o['max'])
@@ -56,30 +55,34 @@ def _scale(kind, o):
     if kind == 'inv_log_uniform': low, high = -high, -low
     return FloatDistribution(*((low, high) if kind.endswith('_values') else (exp(low), exp(high))), log=True)
 
+# %% ../nbs/45_search.ipynb #0801728a
+_part = FloatDistribution(2**-50, 1 - 2**-50) # up to almost 8 standard deviations
+
 def _inverse(kind, o):
     "The inverse of a distribution function"
     if 'mu' in o:
-        value = NormalDist(o['mu'], o['sigma']).inv_cdf
-        return (lambda u: exp(value(u))) if 'log' in kind else value
-    def value(u):
+        made = NormalDist(o['mu'], o['sigma']).inv_cdf
+        return (lambda u: exp(made(u))) if 'log' in kind else made
+    def made(u):
         from scipy.special import betaincinv # asked for by few
         return float(betaincinv(o['a'], o['b'], u))
-    return value
+    return made
 
+# %% ../nbs/45_search.ipynb #1700a6c5
 def _multiple(x, q):
     "The multiple of `q` nearest to `x`"
     n = x/q
     n = round(n)*q if abs(n) < 2**53 else x # which is a multiple as far as floats can tell
     return int(n) if isinstance(q, int) else float(n)
 
-# %% ../nbs/45_search.ipynb #1c9fdbd4
+# %% ../nbs/45_search.ipynb #c16dbe31
 _exact = 2**53 # whole numbers up to here are floats
 
 def _whole(low, high):
     if high - low < 2**16 and max(-low, high) < _exact: return IntDistribution(low, high), int
     return FloatDistribution(0., float(high - low + 1)), lambda x: min(high, low + floor(x))
 
-# %% ../nbs/45_search.ipynb #9807cced
+# %% ../nbs/45_search.ipynb #14defcdd
 def _listed(values):
     texts = [json.dumps(v) for v in values]
     plain = all(v is None or isinstance(v, (bool, int, float, str)) for v in values)
@@ -90,7 +93,7 @@ def _shared(values, shares):
     ends, last = [*accumulate(shares)], max(i for i, p in enumerate(shares) if p > 0)
     return _part, lambda u: values[min(bisect_right(ends, u), last)] # rounded, they may end below 1
 
-# %% ../nbs/45_search.ipynb #e0d47c09
+# %% ../nbs/45_search.ipynb #53bbb248
 def asked(
     choice:Choice # Not a constant
 ) -> tuple[BaseDistribution, Callable]: # What Optuna is asked for, and what makes the value of its answer
@@ -98,10 +101,10 @@ def asked(
     kind, o = choice.distribution, choice.options
     if 'values' in o: return _shared(o['values'], o['probabilities']) if 'probabilities' in o else _listed(o['values'])
     if kind == 'int_uniform': return _whole(o['min'], o['max'])
-    drawn, value = (_scale(kind, o), float) if 'min' in o else (_part, _inverse(kind, o))
-    return (drawn, lambda x: _multiple(value(x), o['q'])) if 'q' in o else (drawn, value)
+    drawn, made = (_scale(kind, o), float) if 'min' in o else (_part, _inverse(kind, o))
+    return (drawn, lambda x: _multiple(made(x), o['q'])) if 'q' in o else (drawn, made)
 
-# %% ../nbs/45_search.ipynb #c48709a1
+# %% ../nbs/45_search.ipynb #ee8659c2
 def _answer(trial, name, d):
     if isinstance(d, CategoricalDistribution): return trial.suggest_categorical(name, d.choices)
     if isinstance(d, IntDistribution): return trial.suggest_int(name, d.low, d.high)
@@ -116,17 +119,18 @@ def suggest(
     for name, choice in flat(sweep.parameters).items():
         if choice.distribution == 'constant': values[name] = choice.options['value']
         else:
-            drawn, value = _point(choice) if sweep.method == 'grid' else asked(choice)
-            values[name] = value(_answer(trial, name, drawn))
+            drawn, made = _point(choice) if sweep.method == 'grid' else asked(choice)
+            values[name] = made(_answer(trial, name, drawn))
     return deepcopy(nested(values))
 
-# %% ../nbs/45_search.ipynb #c2cd69e1
+# %% ../nbs/45_search.ipynb #60b52821
 class _Steps(Sequence):
     "What `range` is for whole numbers"
     def __init__(self, low, step, n): self.low, self.step, self.n = low, step, n
     def __len__(self): return self.n
     def __getitem__(self, i): return self.low + range(self.n)[i]*self.step
 
+# %% ../nbs/45_search.ipynb #72b3d187
 def _axis(choice):
     "All values, each once"
     o = choice.options
@@ -137,14 +141,15 @@ def _axis(choice):
     if choice.distribution == 'int_uniform': return range(low, high + 1)
     return range(low, high, step) if all(isinstance(v, int) for v in (low, high, step)) else _Steps(float(low), float(step), ceil((high - low)/step))
 
+# %% ../nbs/45_search.ipynb #ae790e33
 def _point(choice):
-    "What Optuna is asked for where trials are points: a value of a list, or of whole numbers; or the number of a step"
+    "What Optuna is asked for where trials are points"
     values = _axis(choice)
     if 'values' in choice.options: return _listed(values)
     start = values[0] if choice.distribution == 'int_uniform' else 0
     return IntDistribution(start, start + len(values) - 1), lambda i: values[i - start]
 
-# %% ../nbs/45_search.ipynb #36908405
+# %% ../nbs/45_search.ipynb #c77f1c9a
 class Grid(Sequence):
     "The points of a grid, by number; none is made before it is asked for"
     def __init__(self,
@@ -166,6 +171,7 @@ class Grid(Sequence):
 
     def __getitem__(self, n): return deepcopy(nested({name: self.axes[name][i] for name, i in self.at(n).items()}))
 
+# %% ../nbs/45_search.ipynb #f8699ab2
 def size(
     sweep:Sweep # Any
 ) -> int|None: # The number of trials; `None` if there is no end
@@ -173,13 +179,14 @@ def size(
     points = Grid(sweep).size if sweep.method == 'grid' else None
     return min((n for n in (points, sweep.run_cap) if n is not None), default=None)
 
-# %% ../nbs/45_search.ipynb #3a19bc2a
+# %% ../nbs/45_search.ipynb #4368b7b9
 def dice(
     *of # What it is for: token, number, name
 ) -> float: # At least 0, below 1
     "A random number, the same for the same on all machines"
     return (int.from_bytes(sha256(json.dumps(of).encode()).digest()[:8], 'big') >> 11)/2**53
 
+# %% ../nbs/45_search.ipynb #79db48af
 def _thrown(u, d):
     "What `u` is in a distribution"
     if isinstance(d, CategoricalDistribution): return d.choices[int(u*len(d.choices))]
@@ -188,7 +195,7 @@ def _thrown(u, d):
     x = low + u*(high - low)
     return min(d.high, max(d.low, exp(x) if d.log else x)) # the last digit may be rounded outwards
 
-# %% ../nbs/45_search.ipynb #2bab95c7
+# %% ../nbs/45_search.ipynb #3e2d71b6
 models = {'tpe': lambda seed: TPESampler(seed=seed, multivariate=True, constant_liar=True), 'gp': lambda seed: GPSampler(seed=seed)}
 
 class Dice(BaseSampler):
@@ -203,7 +210,7 @@ class Dice(BaseSampler):
         return self.model(int(dice(self.token, trial.number)*2**32)).sample_relative(study, trial, search_space) if search_space else {}
     def sample_independent(self, study, trial, param_name, param_distribution): return _thrown(dice(self.token, trial.number, param_name), param_distribution)
 
-# %% ../nbs/45_search.ipynb #003b12c9
+# %% ../nbs/45_search.ipynb #99aea2d4
 class Points(BaseSampler):
     "Gives each trial the point of its number"
     def __init__(self,
@@ -216,23 +223,26 @@ class Points(BaseSampler):
         i, d = self.grid.at(trial.number)[param_name], param_distribution
         return d.choices[i] if isinstance(d, CategoricalDistribution) else d.low + i
 
+# %% ../nbs/45_search.ipynb #05589b91
 def sampler(
     sweep:Sweep, # What is searched
     token:str, # Another one, other draws
-    kind:str='tpe' # For the method bayes: `'tpe'`, or `'gp'`, which needs PyTorch
+    kind:str|None=None # For the method bayes: `'tpe'`, which is meant if none is given, or `'gp'`, which needs PyTorch
 ) -> BaseSampler: # For `optuna.create_study` and `load_study`
     "What answers when a trial is asked for its values"
-    known('kind', kind, models)
-    if sweep.method == 'grid': return Points(Grid(sweep))
-    return Dice(token, models[kind] if sweep.method == 'bayes' else None)
+    if kind is not None: known('kind', kind, models)
+    if sweep.method == 'bayes': return Dice(token, models[kind or 'tpe'])
+    if kind: raise ValueError(f"`kind` must not be given for the method {sweep.method}, which has no model, got {kind!r}")
+    return Points(Grid(sweep)) if sweep.method == 'grid' else Dice(token)
 
-# %% ../nbs/45_search.ipynb #017aea5f
+# %% ../nbs/45_search.ipynb #d2b869d3
 def numbers(
     history:Iterable # As it was logged
 ) -> list[float]: # In the same order
     "What is a finite number"
     return [float(v) for v in history if isinstance(v, Real) and not isinstance(v, bool) and abs(v) <= sys.float_info.max]
 
+# %% ../nbs/45_search.ipynb #0aafa20e
 def value(
     history:Iterable, # Of the metric
     goal:str # `'minimize'` or `'maximize'`
@@ -240,7 +250,7 @@ def value(
     "The best that a trial logged"
     return (max if known('goal', goal, ('minimize', 'maximize')) == 'maximize' else min)(numbers(history), default=None)
 
-# %% ../nbs/45_search.ipynb #dee168fb
+# %% ../nbs/45_search.ipynb #ea061ab3
 def bands(
     early_terminate:Mapping # Of a `Sweep`
 ) -> list[int]: # After how many values of the metric trials are compared, ascending
@@ -251,7 +261,7 @@ def bands(
     if not found: raise ValueError(f"`early_terminate.max_iter` must be at least eta, {eta:g}, got {shown(e.get('max_iter', e.get('min_iter')))}")
     return found
 
-# %% ../nbs/45_search.ipynb #e1ff9e76
+# %% ../nbs/45_search.ipynb #44ea85cf
 def stop(
     history:Iterable, # Of the metric, of the trial in question
     histories:Iterable[Iterable], # Of all trials that finished, were stopped or are running, its own among them

@@ -54,7 +54,7 @@ distributions = {
     **dict.fromkeys(('uniform', 'int_uniform', 'log_uniform', 'log_uniform_values', 'inv_log_uniform', 'inv_log_uniform_values'), _between),
     **dict.fromkeys(('q_uniform', 'q_log_uniform', 'q_log_uniform_values'), (*_between, 'q')),
     **dict.fromkeys(('normal', 'log_normal'), _bell), **dict.fromkeys(('q_normal', 'q_log_normal'), (*_bell, 'q')), 'beta': ('a', 'b'), 'q_beta': ('a', 'b', 'q')}
-usual_options = {'mu': 0., 'sigma': 1., 'q': 1}
+usual_options = {'mu': 0., 'sigma': 1., 'q': 1., 'a': 1., 'b': 1.}
 
 @dataclass(frozen=True)
 class Choice:
@@ -70,7 +70,7 @@ class Choice:
         low, high = (o[k] for k in ('min', 'max')) if 'min' in o else (o['mu'] - o['sigma'], o['mu'] + o['sigma']) if 'mu' in o else (0., 1.)
         found = [low, high] if kind == 'int_uniform' else [float(low), low + .381966*(high - low), float(high)]
         if 'log' in kind and not kind.endswith('_values'): found = [exp(v) for v in found]
-        if kind.startswith('inv'): found = [1/v for v in found]
+        if kind == 'inv_log_uniform': found = [1/v for v in found]
         return [round(v/o['q'])*o['q'] for v in found] if 'q' in o else found
 
 # %% ../nbs/44_sweeps.ipynb #5d48f16c
@@ -124,7 +124,7 @@ def check_options(
     if 'min' in options and options['min'] >= options['max']: raise ValueError(f"`{path}.min` must be less than max, {options['max']}, got {options['min']}")
     exponents = [options[k] for k in _between] if 'min' in options else [options['mu'] + s*8*options['sigma'] for s in (-1, 1)] if 'mu' in options else []
     if 'log' in kind and not kind.endswith('_values') and max(map(abs, exponents)) > 700: raise ValueError(f"`{path}` must have exponents of e between -700 and 700 for the distribution {kind}, got {shown(exponents)}")
-    try: whole_range = 'min' not in options or all(map(isfinite, Choice(kind, options).examples()))
+    try: whole_range = all(map(isfinite, exponents)) and ('min' not in options or all(map(isfinite, Choice(kind, options).examples())))
     except ArithmeticError: whole_range = False
     if not whole_range: raise ValueError(f"`{path}` must hold numbers that a float can hold, got {shown(options)}")
     if 'value' in options: _as_json(f'{path}.value', options['value'])
@@ -192,7 +192,8 @@ def _early_terminate(given):
     if ('min_iter' in given) == ('max_iter' in given): raise ValueError(f"`early_terminate` must have one of min_iter and max_iter, got {', '.join(map(str, given))}")
     if ('max_iter' in given) != ('s' in given): raise ValueError(f"`early_terminate.s` must be given with max_iter, and only then, got {', '.join(map(str, given))}")
     for key in ('min_iter', 'max_iter', 's'): key in given and whole(f'early_terminate.{key}', given[key])
-    if 'eta' in given: real('early_terminate.eta', given['eta'], above=1)
+    eta = real('early_terminate.eta', given.get('eta', 3), above=1)
+    if given.get('max_iter', eta) < eta: raise ValueError(f"`early_terminate.max_iter` must be at least eta, {eta:g}, or nothing is ever stopped, got {given['max_iter']}")
     if not isinstance(given.get('strict', True), bool): raise TypeError(f"`early_terminate.strict` must be true or false, got {shown(given['strict'])}")
     return dict(given)
 
@@ -247,5 +248,6 @@ def _check_types(parameters, kinds):
 def _check_grid(parameters, path='parameters'):
     for name, chosen in parameters.items():
         if not isinstance(chosen, Choice): _check_grid(chosen, f'{path}.{name}.parameters')
-        elif chosen.distribution not in ('constant', 'categorical', 'categorical_w_probabilities', 'int_uniform', 'q_uniform'):
+        elif 'probabilities' in chosen.options: raise ValueError(f"`{path}.{name}.probabilities` must not be given for the method grid, which tries each value once, got {shown(chosen.options['probabilities'])}")
+        elif chosen.distribution not in ('constant', 'categorical', 'int_uniform', 'q_uniform'):
             raise ValueError(f"`{path}.{name}` must be a list for the method grid, which has no way to try all of a range, got {chosen.distribution}")

@@ -13,7 +13,10 @@ def pytest_unconfigure(config):
     reporter.write_line(line)
 
 def pytest_terminal_summary(terminalreporter):
-    "How generated cases ended, a line for each test that counted them"
+    "How probable it is that two programs draw from one distribution, and how generated cases ended"
+    found = sorted(v for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' for k, v in r.user_properties if k == 'p')
+    if found: terminalreporter.write_line('drawn alike'.ljust(60) + 'p'.rjust(19))
+    for name, p in found: terminalreporter.write_line(name.ljust(60) + f'{p:19.3f}')
     rows = [(r.nodeid.split('::')[-1], dict(r.user_properties)['cases']) for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' and 'cases' in dict(r.user_properties)]
     if not rows: return
     kinds = sorted({k for _, ends in rows for k in ends})

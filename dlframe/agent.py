@@ -38,7 +38,7 @@ def expand(
     def filled(word): return re.sub(r'\$\{envvar:([A-Z0-9_]*)\}', lambda m: os.environ.get(m[1], m[1]), word)
     return [w for word in map(filled, command) for w in (forms[word[2:-1]] if re.fullmatch(r'\$\{\w+\}', word) else [word])]
 
-# %% ../nbs/47_agent.ipynb #444257a9
+# %% ../nbs/47_agent.ipynb #ecf15cde
 def environment(
     sweep:Sweep, # What is asked for
     folder:Path, # Of the sweep
@@ -52,7 +52,8 @@ def environment(
     env.update({f'WANDB_{k.upper()}': sweep.about[k] for k in ('project', 'entity') if k in sweep.about})
     for name, first in [('PATH', Path(sys.executable).parent), ('JUPYTER_PATH', there)]: env[name] = os.pathsep.join([str(first), *filter(None, [env.get(name)])])
     if device: env['CUDA_VISIBLE_DEVICES'] = '' if device == 'cpu' else device
-    return {'WANDB_MODE': 'offline', 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE', **env}
+    usual = {'WANDB_MODE': 'offline', 'OMP_NUM_THREADS': str(threads), 'OMP_WAIT_POLICY': 'PASSIVE'}
+    return {**env, **{k: env.get(k) or v for k, v in usual.items()}}
 
 def cores() -> int: # At least 1
     "How many of the machine's cores this process may use"
@@ -333,7 +334,7 @@ def report(self:Agent,
     self.say(f'{job.taken.run} {what}{found}, after {spoken(time.monotonic() - job.began)}')
     self.say(f'  {self.standing()}')
 
-# %% ../nbs/47_agent.ipynb #3c0cc08c
+# %% ../nbs/47_agent.ipynb #6f7c2f8a
 def _devices(text):
     "`'0,0,1'`"
     found = [d.strip() for d in text.split(',')]
@@ -356,7 +357,7 @@ def _arguments():
     args.add_argument('--trials', type=int, metavar='N', help='begin at most so many trials')
     args.add_argument('--storage', default=os.environ.get('DLFRAME_STORAGE'), metavar='URL', help='a database for the record, as Optuna names it (or DLFRAME_STORAGE); by default a file in the folder')
     args.add_argument('--devices', default='', metavar='0,0,1', help='one trial at a time on each of these GPUs, or cpu; by default one, on what is there')
-    args.add_argument('--search', default='tpe', help='how the method bayes searches: tpe, or gp (Gaussian process)')
+    args.add_argument('--search', metavar='tpe|gp', help='how the method bayes searches: with TPE, which is usual, or a Gaussian process')
     args.add_argument('--patience', type=float, default=120., metavar='S', help='seconds without a sign after which an agent on another machine is taken for dead (120)')
     args.add_argument('--no-wait', dest='wait', action='store_false', help='leave as soon as there is nothing to begin, though others may die')
     return args

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'require_compiler', 'forked', 'Begin',
-           'check_launch', 'settings_kept', 'requeue', 'Live', 'rerun', 'main']
+           'check_launch', 'settings_kept', 'Live', 'rerun', 'main']
 
 # %% ../nbs/42_run.ipynb #a2b08201
 import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, threading, time, warnings
@@ -18,7 +18,6 @@ import pytorch_lightning as pl
 import safetensors.torch
 import torch
 from fastcore.basics import patch
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -36,7 +35,7 @@ from .loggers import Loggers, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
 from .specs import Part, build, override, parse, read, spec, write
-from .status import claim, record, recorded, state
+from .status import claim, record, recorded, requeue, state
 from .triggers import Duration, check_unit, duration
 
 # %% ../nbs/42_run.ipynb #b374b220
@@ -317,14 +316,6 @@ def fetch(self:Run) -> None:
     o = self.optimization
     o.on_load_checkpoint(read_checkpoint(self.folder/'checkpoints/last.ckpt'))
     o.interrupted, o.position = not (self.folder/'checkpoints/model.safetensors').exists(), None
-
-def requeue() -> None:
-    "Ask SLURM, which has sent its warning, to start this job again; outside of SLURM nothing happens"
-    if not SLURMEnvironment.detect(): return
-    array, task = os.environ.get('SLURM_ARRAY_JOB_ID'), os.environ.get('SLURM_ARRAY_TASK_ID')
-    job = f'{array}_{task}' if array else os.environ['SLURM_JOB_ID']
-    asked = _said('scontrol', 'requeue', job) is not None
-    print(f'job {job} starts again' if asked else f'job {job} could not be requeued: submit it again', flush=True)
 
 # %% ../nbs/42_run.ipynb #7907b5db
 @patch

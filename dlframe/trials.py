@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JournalLock', 'mend', 'open_storage', 'Agents', 'Taken', 'Trials', 'definition', 'open_study', 'token']
 
-# %% ../nbs/46_trials.ipynb #bf99ef2c
+# %% ../nbs/46_trials.ipynb #17736a6f
 import fcntl, hashlib, json, os, platform, re, secrets, shutil, string, time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from .checks import known, real, shortened
+from .checks import real, shortened
 from .files import save_whole
 from .search import sampler, size, suggest
 from .specs import read
@@ -184,7 +184,7 @@ def beside(self:Agents) -> int: # At least those of this one
         except (OSError, ValueError, KeyError, TypeError): return 1
     return self.slots + sum(map(slots, others))
 
-# %% ../nbs/46_trials.ipynb #b3e4734a
+# %% ../nbs/46_trials.ipynb #d1c37b0b
 @dataclass
 class Taken:
     "A trial that this agent has"
@@ -201,15 +201,16 @@ class Trials:
         agents:Agents, # Who is there
         folder:Path, # Of the sweep; its name is the sweep's id
         storage:str|None=None, # A database; by default the journal in the folder
-        search:str='tpe' # For the method bayes: `'tpe'` or `'gp'`
+        search:str|None=None # For the method bayes: `'tpe'`, which is usual, or `'gp'`
     ):
-        self.sweep, self.agents, self.folder, self.search = sweep, agents, Path(folder), known('search', search, ('tpe', 'gp'))
+        self.sweep, self.agents, self.folder = sweep, agents, Path(folder)
         with agents.lock: # two that make the tables of a database at once would be in each other's way
             self.storage = open_storage(self.folder, storage)
             self.study = open_study(sweep, self.storage, self.folder.name, search)
             if not (self.folder/'sweep.yaml').exists(): save_whole(lambda path: shutil.copyfile(sweep.file, path), self.folder/'sweep.yaml')
         if storage: agents.study, agents.due = self.study, -inf
         self.token, self.cap = token(self.study), size(sweep)
+        self.study.sampler = sampler(sweep, self.token, search)
 
     def all(self) -> list[FrozenTrial]:
         "Those of the sweep, by number"
@@ -219,22 +220,22 @@ class Trials:
         "The id of a trial's run"
         return f'{self.token}-{number:04d}'
 
-# %% ../nbs/46_trials.ipynb #3e9da5b4
+# %% ../nbs/46_trials.ipynb #0372453e
 _same = ('program', 'method', 'parameters', 'metric', 'early_terminate')
 
 def definition(
     sweep:Sweep, # Read from its file
-    search:str # How `bayes` searches
+    search:str|None=None # How `bayes` searches
 ) -> dict: # Plain data
     "What may not change"
     given = read(sweep.file)
-    return json.loads(json.dumps({**{k: given[k] for k in _same if k in given}, **({'search': search} if sweep.method == 'bayes' else {})}))
+    return json.loads(json.dumps({**{k: given[k] for k in _same if k in given}, **({'search': search or 'tpe'} if sweep.method == 'bayes' else {})}))
 
 def open_study(
     sweep:Sweep, # What is asked for
     storage:BaseStorage, # Where the record is
     name:str, # Of the study
-    search:str # How `bayes` searches
+    search:str|None=None # How `bayes` searches
 ) -> optuna.Study: # The same for all agents
     "Open the study of a sweep, or begin it; raises `ValueError` if it is that of another one"
     verbosity = optuna.logging.get_verbosity()
@@ -255,7 +256,7 @@ def token(
     digits, n = string.digits + string.ascii_lowercase, int(hashlib.sha256(json.dumps([study.study_name, study.user_attrs['sweep']], sort_keys=True).encode()).hexdigest(), 16)
     return ''.join(digits[n // 36**i % 36] for i in range(4))
 
-# %% ../nbs/46_trials.ipynb #b24dbb7f
+# %% ../nbs/46_trials.ipynb #b501f636
 @patch
 def free(self:Trials,
     run:str # An id
@@ -292,7 +293,6 @@ def _begin(self:Trials, key):
     trial = self.storage.get_trial(key)
     config = trial.user_attrs.get('config')
     if config is None:
-        self.study.sampler = sampler(self.sweep, self.token, trial.number, self.search)
         config = suggest(optuna.Trial(self.study, key), self.sweep)
         self.storage.set_trial_user_attr(key, 'config', config)
     return Taken(trial.number, key, self.run(trial.number), config, len(trial.intermediate_values))

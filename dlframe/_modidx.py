@@ -1043,6 +1043,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dlframe.vae.VAE.decode': ('vae.html#vae.decode', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.encode': ('vae.html#vae.encode', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.forward': ('vae.html#vae.forward', 'dlframe/vae.py'),
+                             'dlframe.vae.VAE.importance_weighted': ('vae.html#vae.importance_weighted', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.log_weights': ('vae.html#vae.log_weights', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.reconstruct': ('vae.html#vae.reconstruct', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.sample': ('vae.html#vae.sample', 'dlframe/vae.py')},

@@ -10,8 +10,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import whole
-from .distributions import centre, kl
+from .checks import known, whole
+from .distributions import centre, kl, log_mean_exp
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
 
@@ -23,17 +23,19 @@ class VAE(Model):
         decoder:nn.Module, # p(x|z): latents `[..., *latent]` to a distribution over data
         prior:nn.Module, # p(z): a distribution over latents, from no input
         beta:float|Ramp=1., # Weight of the rate, at least 0; 1 is the ELBO
-        n_samples:int=1 # Samples of the posterior per data point, to average the distortion over
+        n_samples:int=1, # Samples of the posterior per data point, to average the distortion over; or, for IWAE, of the bound
+        bound:str='elbo' # Or `'iwae'`, the tighter one
     ):
         super().__init__()
         check_parts(encoder, prior, decoder=decoder)
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
-        self.beta, self.n_samples = weight('beta', beta), whole('n_samples', n_samples)
+        self.beta, self.n_samples, self.bound = weight('beta', beta), whole('n_samples', n_samples), known('bound', bound, ('elbo', 'iwae'))
 
     def forward(self,
         batch:dict[str, Tensor] # `{'x': [batch, *shape]}`; other entries are not looked at
     ) -> dict[str, Tensor]: # `loss`, `distortion` and `rate`, nats, `[batch]` each
         "Distortion, rate, and the loss they make"
+        if self.bound == 'iwae': return self.importance_weighted(batch['x'])
         q, x = self.encoder(batch['x']), batch['x']
         z = q.rsample() if self.n_samples == 1 else q.rsample((self.n_samples,))
         distortion, rate = -self.decoder(z).log_prob(x), kl(q, self.prior(), z)
@@ -83,3 +85,14 @@ def log_weights(self:VAE,
     q = self.encoder(x)
     z = q.rsample((n_samples,))
     return self.decoder(z).log_prob(x) + self.prior().log_prob(z) - q.log_prob(z)
+
+# %% ../nbs/11_vae.ipynb #b253950c
+@patch
+def importance_weighted(self:VAE,
+    x:Tensor # Data, `[batch, *shape]`
+) -> dict[str, Tensor]: # `loss`, `distortion` and `rate`, nats, `[batch]` each
+    "The terms of the bound IWAE, of `n_samples` samples"
+    q = self.encoder(x)
+    z = q.rsample((self.n_samples,))
+    distortion, rate = -self.decoder(z).log_prob(x), q.log_prob(z) - self.prior().log_prob(z)
+    return {'loss': -log_mean_exp(-distortion - now(self.beta)*rate, 0), 'distortion': distortion.mean(0), 'rate': rate.mean(0)}

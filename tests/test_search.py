@@ -95,7 +95,7 @@ def test_distribution(name, both, record_property):
 
 wrong = { # what one could take a distribution for
     'uniform': d('log_uniform_values', min=.001, max=2.), 'int_uniform': {'min': -2, 'max': 7}, 'q_uniform, int': {'values': [*range(5, 101, 8)]}, 'q_uniform, float': {'values': [0., .25, .5, .75, 1.]}, 'log_uniform': d('log_uniform_values', min=1e-7, max=1e2),
-    'log_uniform_values': {'min': .001, 'max': 10.}, 'q_log_uniform': d('q_uniform', min=1, max=55, q=3), 'inv_log_uniform': d('log_uniform', min=-1, max=3), 'inv_log_uniform_values': d('log_uniform_values', min=.1, max=100.), 'normal': d('normal', sigma=1.3),
+    'log_uniform_values': {'min': .001, 'max': 10.}, 'q_log_uniform': d('q_uniform', min=1, max=55, q=3), 'inv_log_uniform': d('log_uniform', min=-1, max=3), 'inv_log_uniform_values': d('log_uniform_values', min=.1, max=100.), 'normal': d('normal', sigma=1.6),
     'log_normal': d('normal', mu=-1, sigma=.7), 'beta': d('beta', a=5, b=2), 'q_beta': d('q_beta', q=.1), 'q_normal': d('q_normal', mu=10, sigma=4, q=1), 'probabilities': {'values': [2, 'a', 8.]}, 'categorical, 1 and 1.0': {'values': [1, 1, 1, None, '1', [64], {'a': 1}, 1]}}
 
 @pytest.mark.parametrize('name', wrong)

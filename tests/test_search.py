@@ -8,7 +8,7 @@ import optuna
 import pytest
 from scipy.stats import chi2_contingency, ks_2samp
 
-from dlframe.search import Grid, bands, flat, sampler, size, stop, suggest, value
+from dlframe.search import Grid, bands, sampler, size, stop, suggest, value
 from dlframe.sweeps import Sweep, choices
 
 with warnings.catch_warnings(): # its classes are written for an older pydantic
@@ -36,7 +36,7 @@ specs = {
     'inv_log_uniform': d('inv_log_uniform', min=-1, max=3), 'inv_log_uniform_values': d('inv_log_uniform_values', min=.01, max=10.),
     'normal': d('normal'), 'normal, mu': d('normal', mu=3, sigma=.5), 'q_normal': d('q_normal', mu=10, sigma=4, q=2), 'log_normal': d('log_normal', mu=-1, sigma=.7), 'q_log_normal': d('q_log_normal', mu=1, sigma=1, q=.5),
     'beta': d('beta', a=2, b=5), 'beta, usual': d('beta'), 'q_beta': d('q_beta', a=.5, b=.5, q=.1),
-    'categorical': {'values': ['mlp', 'conv', 'resnet']}, 'categorical, 1 and 1.0': {'values': [1, 1., True, None, '1', [64], {'a': 1}, 1]},
+    'categorical': {'values': ['mlp', 'conv', 'resnet']}, 'categorical, equal': {'values': [1, 1., True, 0]}, 'categorical, 1 and 1.0': {'values': [1, 1., True, None, '1', [64], {'a': 1}, 1]},
     'probabilities': {'values': [2, 'a', 8.], 'probabilities': [.2, .7, .1]}, 'nested': {'parameters': {'lr': d('log_uniform_values', min=.01, max=1), 'depth': {'parameters': {'n': {'min': 1, 'max': 3}}}}}, 'constant': {'value': [1, 2.]}}
 names = {name: f'p{i}' for i, name in enumerate(specs)} # names of parameters are those of Python
 draws, seed = 2000, 0
@@ -50,7 +50,9 @@ def leaves(values, path=''):
 def ours(parameters, n=draws):
     sweep = swept('random', parameters)
     trials = study(sweep)
-    found = [leaves(suggest(trials.ask(), sweep)) for _ in range(n)]
+    asked = [suggest(trials.ask(), sweep) for _ in range(n)]
+    assert json.dumps([suggest(t, sweep) for t in trials.trials]) == json.dumps(asked) # and so it is stored
+    found = [*map(leaves, asked)]
     return {k: [f[k] for f in found] for k in found[0]}
 
 def theirs(parameters, n=draws):
@@ -93,7 +95,7 @@ def test_distribution(name, both, record_property):
 
 wrong = { # what one could take a distribution for
     'uniform': d('log_uniform_values', min=.001, max=2.), 'int_uniform': {'min': -2, 'max': 7}, 'q_uniform, int': {'values': [*range(5, 101, 8)]}, 'q_uniform, float': {'values': [0., .25, .5, .75, 1.]}, 'log_uniform': d('log_uniform_values', min=1e-7, max=1e2),
-    'log_uniform_values': {'min': .001, 'max': 10.}, 'q_log_uniform': d('q_uniform', min=1, max=55, q=3), 'inv_log_uniform': d('log_uniform', min=-1, max=3), 'inv_log_uniform_values': d('log_uniform_values', min=.1, max=100.), 'normal': d('normal', sigma=1.3),
+    'log_uniform_values': {'min': .001, 'max': 10.}, 'q_log_uniform': d('q_uniform', min=1, max=55, q=3), 'inv_log_uniform': d('log_uniform', min=-1, max=3), 'inv_log_uniform_values': d('log_uniform_values', min=.1, max=100.), 'normal': d('normal', sigma=1.6),
     'log_normal': d('normal', mu=-1, sigma=.7), 'beta': d('beta', a=5, b=2), 'q_beta': d('q_beta', q=.1), 'q_normal': d('q_normal', mu=10, sigma=4, q=1), 'probabilities': {'values': [2, 'a', 8.]}, 'categorical, 1 and 1.0': {'values': [1, 1, 1, None, '1', [64], {'a': 1}, 1]}}
 
 @pytest.mark.parametrize('name', wrong)

@@ -13,7 +13,9 @@ def pytest_unconfigure(config):
     reporter.write_line(line)
 
 def pytest_terminal_summary(terminalreporter):
-    "How generated cases ended, a line for each test that counted them"
+    "On which cluster there were jobs; how generated cases ended, a line for each test that counted them"
+    told = [dict(r.user_properties) for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'call']
+    for cluster in sorted({t['slurm'] for t in told if 'slurm' in t}): terminalreporter.write_line(f'Slurm was {cluster}')
     rows = [(r.nodeid.split('::')[-1], dict(r.user_properties)['cases']) for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' and 'cases' in dict(r.user_properties)]
     if not rows: return
     kinds = sorted({k for _, ends in rows for k in ends})

@@ -38,9 +38,9 @@ over='' agent=''
 trap 'over=yes; [ -z "$agent" ] || kill -TERM "$agent"' USR1
 trap : TERM # all of a job is sent it by scancel, the agent too; who waits for it must not die first
 "$@" &
-agent=$! status=0
+agent=$!
 [ -z "$over" ] || kill -TERM "$agent"
-while kill -0 "$agent" 2>/dev/null; do wait "$agent" && status=0 || status=$?; done
+while status=0; wait "$agent" || status=$?; kill -0 "$agent" 2>/dev/null; do :; done # a signal ends the waiting, not the agent
 # not SLURM_JOB_ID, which for one of them is that of the whole array
 [ -z "$over" ] || scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 exit "$status"

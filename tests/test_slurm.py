@@ -15,7 +15,7 @@ each_script = pytest.mark.parametrize('script', scripts, ids=lambda f: f.name)
 
 def test_there_are_scripts(): assert [f.stem for f in scripts] == ['slurm_agents', 'slurm_requeue', 'slurm_run']
 
-@each_script
+@pytest.mark.parametrize('script', sorted((ROOT/'scripts').glob('*.sh')), ids=lambda f: f.name)
 def test_syntax(script):
     r = subprocess.run(['bash', '-n', script], capture_output=True, text=True)
     assert (r.returncode, r.stderr) == (0, '')
@@ -98,6 +98,11 @@ def started_by_agents(project):
 
 def test_agents_start(project): started_by_agents(project)
 def test_agents_start_on_the_stand_in(stand_in, tmp_path): started_by_agents(Project(stand_in, tmp_path))
+
+def test_an_agent_that_fails(project):
+    "Its status is that of the job, however soon it ends"
+    project.program('wandb', 'exit 3')
+    said(project, project.sbatch('scripts/slurm_agents.sh', 'us/dlframe/abc'), 'FAILED')
 
 @pytest.mark.parametrize('script, usage', [('agents', 'entity/project/sweep_id, or sweeps/FILE.yaml'), ('run', 'NAME [-p'), ('requeue', 'NAME [-p')])
 def test_usage(script, usage, project):

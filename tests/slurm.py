@@ -173,6 +173,7 @@ class StandIn(Cluster):
         found = []
         for j in self.all[job]:
             code, names = j['process'].poll(), {f"requeue {j['number']}", f"requeue {job}_{j['task']}", f'requeue {job}'} # the last means all of the array, and one of its jobs has that number
+            if code is not None: self.end(j)
             if code is not None and sum(map(asked.splitlines().count, names)) > j['restarts']:
                 j['restarts'] += 1
                 self.start(job, j)
@@ -180,11 +181,14 @@ class StandIn(Cluster):
             found.append(('RUNNING' if code is None else 'COMPLETED' if code == 0 else 'FAILED', j['restarts']))
         return found
 
+    def end(self, j):
+        "Nothing of a job outlives its script"
+        try: os.killpg(j['process'].pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        j['process'].wait()
+
     def stop(self):
-        for j in [j for jobs in self.all.values() for j in jobs]:
-            try: os.killpg(j['process'].pid, signal.SIGKILL)
-            except ProcessLookupError: pass
-            j['process'].wait()
+        for j in [j for jobs in self.all.values() for j in jobs]: self.end(j)
 
 def cluster(folder):
     "The real one if its daemons are here and start"

@@ -102,6 +102,8 @@ def test_agents_start_on_the_stand_in(stand_in, tmp_path): started_by_agents(Pro
 def test_an_agent_that_fails(project):
     "Its status is that of the job, however soon it ends"
     project.program('wandb', 'exit 3')
+    (project.folder/'slow').write_text('kill() { sleep .5; builtin kill "$@"; }\n')
+    project.env['BASH_ENV'] = str(project.folder/'slow')
     said(project, project.sbatch('scripts/slurm_agents.sh', 'us/dlframe/abc'), 'FAILED')
 
 @pytest.mark.parametrize('script, usage', [('agents', 'entity/project/sweep_id, or sweeps/FILE.yaml'), ('run', 'NAME [-p'), ('requeue', 'NAME [-p')])

@@ -978,6 +978,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dlframe.sweeps._program': ('sweeps.html#_program', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps._sweep': ('sweeps.html#_sweep', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps.check_command': ('sweeps.html#check_command', 'dlframe/sweeps.py'),
+                                'dlframe.sweeps.check_executable': ('sweeps.html#check_executable', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps.check_options': ('sweeps.html#check_options', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps.choice': ('sweeps.html#choice', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps.choices': ('sweeps.html#choices', 'dlframe/sweeps.py'),

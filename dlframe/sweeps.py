@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['distributions', 'usual_options', 'macros', 'type_named', 'declared', 'Choice', 'choice', 'choices', 'check_options',
-           'check_command', 'Sweep', 'read_sweep']
+           'check_command', 'check_executable', 'Sweep', 'read_sweep']
 
 # %% ../nbs/44_sweeps.ipynb #3dfd9db0
-import ast, json
+import ast, json, os, shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, isfinite
@@ -99,7 +99,7 @@ def choices(
     "Read how parameters are chosen"
     if not isinstance(given, Mapping) or not given: raise TypeError(f"`{path}` must be a mapping of names to choices, got {shown(given)}")
     for name in given:
-        if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f"`{path}` must have names of parameters, got {shown(name)}")
+        if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f"`{path}` must have names of parameters, got {shown(name)}{': what is inside a parameter has `parameters` of its own' if '.' in str(name) else ''}")
     return {name: choice(c, f'{path}.{name}') for name, c in given.items()}
 
 def _meant(given):
@@ -161,6 +161,18 @@ def check_command(
     if '${program}' not in command: raise ValueError(f"`{path}` must have ${{program}} as one of its words, got {shown(command)}")
     return command
 
+# %% ../nbs/44_sweeps.ipynb #7be02c41
+def check_executable(
+    command:list[str], # Of a sweep
+    folder:str|Path='.', # Where agents start
+    path:str|None=None # Where programs are looked for; `PATH` by default
+) -> None:
+    "Raise `ValueError` if this machine has no such program as the command begins with"
+    at, word = next(((i, w) for i, w in enumerate(command) if w != '${env}' and not (command[0] == '${env}' and '=' in w)), (0, ''))
+    word = {'${interpreter}': 'python', '${program}': ''}.get(word, word)
+    if word.startswith(('-', '${')) or '${envvar:' in word: return # an option of env, or not known before the trial
+    if not shutil.which(Path(folder, word) if os.sep in word else word or ' ', path=path): raise ValueError(f"`command[{at}]` must be a program that this machine has, got {shown(command[at])}")
+
 # %% ../nbs/44_sweeps.ipynb #f3c223ad
 _texts, _elsewhere = ('name', 'description', 'project', 'entity'), ('controller', 'scheduler', 'job', 'image_uri', 'settings', 'metrics')
 
@@ -198,6 +210,8 @@ def _early_terminate(given):
     return dict(given)
 
 # %% ../nbs/44_sweeps.ipynb #02b37b4a
+_of_one_run = {'name': 'a trial is called by its id, and two of one name would want one folder', 'resume': 'a trial that was cut short goes on by itself, and the others begin anew'}
+
 def read_sweep(
     file:str|Path, # Of W&B's kind, YAML
     folder:str|Path='.' # Where agents start, from which the program is found
@@ -221,6 +235,8 @@ def _sweep(file, given, folder):
     if not metric and (method == 'bayes' or stop): raise ValueError(f"`metric` must be given for {'method bayes' if method == 'bayes' else 'early_terminate'}, got none")
     cap, program = None if given.get('run_cap') is None else whole('run_cap', given['run_cap']), _program(given.get('program'), folder)
     parameters, command = choices(given.get('parameters')), check_command(given.get('command'))
+    for key in _of_one_run:
+        if key in parameters: raise ValueError(f"`parameters.{key}` must not be given: {_of_one_run[key]}, got {shown(given['parameters'][key])}")
     _check_types(parameters, declared(folder/program))
     if method == 'grid': _check_grid(parameters)
     return Sweep(file, program, method, parameters, command, metric, cap, stop, {k: given[k] for k in _texts if k in given})

@@ -13,11 +13,14 @@ def pytest_unconfigure(config):
     reporter.write_line(line)
 
 def pytest_terminal_summary(terminalreporter):
-    "How probable it is that two programs draw from one distribution, and how generated cases ended"
-    found = sorted(v for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' for k, v in r.user_properties if k == 'p')
+    "On which cluster there were jobs; how probable it is that two programs draw from one distribution; how generated cases ended"
+    told = [(r.nodeid.split('::')[-1], k, v) for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' for k, v in r.user_properties]
+    for cluster in sorted({v for _, k, v in told if k == 'slurm'}): terminalreporter.write_line(f'Slurm was {cluster}')
+    for storm in (v for _, k, v in told if k == 'storm'): terminalreporter.write_line(storm)
+    found = sorted(v for _, k, v in told if k == 'p')
     if found: terminalreporter.write_line('drawn alike'.ljust(60) + 'p'.rjust(19))
     for name, p in found: terminalreporter.write_line(name.ljust(60) + f'{p:19.3f}')
-    rows = [(r.nodeid.split('::')[-1], dict(r.user_properties)['cases']) for reports in terminalreporter.stats.values() for r in reports if getattr(r, 'when', '') == 'teardown' and 'cases' in dict(r.user_properties)]
+    rows = [(name, v) for name, k, v in told if k == 'cases']
     if not rows: return
     kinds = sorted({k for _, ends in rows for k in ends})
     total = {k: sum(ends.get(k, 0) for _, ends in rows) for k in kinds}

@@ -1,5 +1,5 @@
-"The sweep files name parameters that exist, with values that can be read; the scripts of a cluster start what they say"
-import json, os, re, shutil, subprocess
+"The sweep files name parameters that exist, with values that can be read, are taken by W&B too, and log what they look for"
+import json, re, subprocess, sys, warnings
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,8 @@ import yaml
 
 from dlframe.params import read_value
 from dlframe.specs import parse
-from dlframe.sweeps import declared, read_sweep
+from dlframe.sweeps import Choice, check_executable, declared, read_sweep
+from experiment import environment
 
 root = Path(__file__).parent.parent
 files = sorted((root/'sweeps').glob('*.yaml'))
@@ -16,13 +17,14 @@ each_file = pytest.mark.parametrize('file', files, ids=lambda f: f.name)
 def read(file): return read_sweep(file, root)
 
 def test_there_are_sweeps():
-    assert {f.stem for f in files} >= {'vae_beta', 'vib_beta', 'seeds', 'bayes'}
-    assert {read(f).method for f in files} >= {'grid', 'bayes'}
+    assert {f.stem for f in files} >= {'grid', 'random', 'bayes', 'hyperband', 'nested', 'vae_beta', 'vib_beta', 'prior_bound', 'seeds'}
+    assert {read(f).method for f in files} == {'grid', 'random', 'bayes'}
+    assert any(read(f).early_terminate for f in files) and any(not isinstance(c, Choice) for f in files for c in read(f).parameters.values())
 
 @each_file
 def test_it_says_what_it_asks(file):
     lines = file.read_text(encoding='utf-8').splitlines()
-    assert re.fullmatch(r'# [A-Z].+\?', lines[0]) and f'wandb sweep sweeps/{file.name},' in lines[1]
+    assert re.fullmatch(r'# [A-Z].+\?', lines[0]) and f'wandb sweep sweeps/{file.name},' in lines[1] and f'dlframe-agent sweeps/{file.name} ' in lines[1]
     assert len(lines) <= 25
 
 @each_file
@@ -32,25 +34,76 @@ def test_numbers_are_numbers_to_wandb(file):
     assert yaml.safe_load(text) == parse(text)
 
 @each_file
+def test_wandb_takes_it(file):
+    "By the schema of W&B's own package, which is older than two of the keys"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # it wants another numpy, for its own search
+        from sweeps import SweepConfig, schema_violations_from_proposed_config as violations
+    given = yaml.safe_load(file.read_text(encoding='utf-8'))
+    new = {given.pop('run_cap', None), given.get('early_terminate', {}).pop('strict', None)}
+    assert violations(given) == [] and SweepConfig(given)['method'] == given['method']
+    assert violations({**given, 'method': 'bayse'}) != []
+    assert ('early_terminate' in given) == (True in new) # its default is one thing in the documentation of W&B and another in its code
+
+@each_file
 def test_values_arrive_as_they_were(file):
     "Every value, as W&B hands it on (JSON, in which papermill finds 1e-05 to be a text), is read as what it was"
     sweep = read(file)
     kinds = declared(root/sweep.program)
     for name, chosen in sweep.parameters.items():
-        for value in chosen.examples(): assert read_value(name, yaml.safe_load(json.dumps(value)), kinds[name]) == value
+        for value in values(chosen): assert read_value(name, yaml.safe_load(json.dumps(value)), kinds[name]) == value or isinstance(value, dict)
+
+def values(chosen, last=False):
+    "Of a parameter, the smallest and the largest among them; of nested ones, the first or the last of each"
+    return chosen.examples() if isinstance(chosen, Choice) else [{name: values(c)[-last] for name, c in chosen.items()} for last in (0, 1)]
+
+def period(sweep, name):
+    "A number of epochs"
+    amount, unit = sweep.parameters[name].options['value'].split()
+    assert unit.rstrip('s') == 'epoch'
+    return int(amount)
 
 @each_file
 def test_method(file):
-    "A search has an end, a grid has no ranges, and what is searched for is logged by the page"
+    "A search has an end, a grid has no ranges, nothing that is the same in all trials of W&B is a choice, and each trial is looked at some times"
     sweep = read(file)
-    ranges = any('min' in c.options for c in sweep.parameters.values())
-    assert ranges == (sweep.method != 'grid') and (sweep.method == 'grid' or sweep.run_cap)
-    assert sweep.metric['name'] in ('valid/loss', 'valid/elbo', 'valid/accuracy')
+    ranges = any('min' in str(c) for c in sweep.parameters.values())
+    assert ranges == (sweep.method != 'grid') and (sweep.method == 'grid') == (sweep.run_cap is None)
+    assert sweep.parameters['logger'].options == {'value': 'wandb'} and sweep.about == {'project': 'dlframe'}
+    looks = 1 + period(sweep, 'train_for')//period(sweep, 'evaluate_every')
+    assert period(sweep, 'train_for') % period(sweep, 'evaluate_every') == 0 and looks >= 6
+    if stop := sweep.early_terminate: assert 1 < stop['min_iter'] and stop['min_iter']*stop['eta'] < looks, 'a trial is never stopped, or before it began'
+
+LOGS = """
+import json, sys, pandas as pd
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+shell, root, found = InteractiveShell.instance(), Path(sys.argv[1]), {}
+for name, (program, changes) in json.load(sys.stdin).items():
+    cells = [''.join(c['source']) for c in json.loads((root/program).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    fits = next(i for i, c in enumerate(cells) if '.fit()' in c)
+    shell.reset(new_session=False)
+    for cell in [cells[0], '# Parameters\\n' + '\\n'.join(f'{k} = {v!r}' for k, v in changes.items()), *cells[1:fits + 1]]: shell.run_cell(cell, store_history=True).raise_error()
+    rows = pd.read_csv(shell.user_ns['run'].folder/'metrics.csv')
+    found[name] = rows['name'].value_counts().to_dict()
+print(json.dumps(found))
+"""
+
+def test_trials_log_the_metric(tmp_path):
+    "The first and the last trial of each file, made small: its metric is logged at every look, the one before training included"
+    small = {'dataset': 'digits', 'train_for': '2 steps', 'evaluate_every': '1 step', 'logger': 'files'}
+    sweeps = {f.stem: read(f) for f in files}
+    trials = {f'{stem}-{last}': (str(s.program), {**{k: values(c)[-last] for k, c in s.parameters.items()}, **small}) for stem, s in sweeps.items() for last in (0, 1)}
+    r = subprocess.run([sys.executable, '-c', LOGS, root], input=json.dumps(trials), env=environment(tmp_path, RUNS_ROOT=tmp_path/'runs'), cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    found = json.loads(r.stdout.splitlines()[-1])
+    assert {name: logged.get(sweeps[name[:-2]].metric['name']) for name, logged in found.items()} == dict.fromkeys(trials, 3)
 
 @pytest.mark.parametrize('was, becomes, said', [
     ('  lr:', '  lrr:', "`parameters` must be one of …, got 'lrr'; did you mean 'lr'?"), ('min: 1.0e-4', 'min: 0', '`parameters.lr.min` must be larger than 0, got 0'), ('min: 4, max: 64', 'min: 64, max: 4', '`parameters.z_dim.min` must be less than max, 4, got 64'),
     ('int_uniform, min: 4', 'uniform, min: 4', '`parameters.z_dim` must be of type int, got …'), ('[32, 64, 128, 256]', '[32, many]', "`parameters.batch_size.values[1]` must be of type int, got 'many'"), ('method: bayes', 'method: bayse', "`method` must be one of …; did you mean 'bayes'?"),
-    ('run_cap: 40', 'run_cup: 40', "`sweep file` must be one of …; did you mean 'run_cap'?"), ('nbs/exp', 'nbs/../nbs/exp', "`program` must be inside the folder where agents start, got 'nbs/../nbs/…"),
+    ('  lr: {distribution', "  name: {value: first}\n  lr: {distribution", "`parameters.name` must not be given: a trial is called by its id, …, got {'value': 'first'}"), ('  lr: {distribution', "  resume: {value: runs/first}\n  lr: {distribution", '`parameters.resume` must not be given: …'),
+    ('  lr: {distribution', "  groups.encoder.lr: {distribution", "`parameters` must have names of parameters, got 'groups.encoder.lr': what is inside a parameter has `parameters` of its own"), ('run_cap: 40', 'run_cup: 40', "`sweep file` must be one of …; did you mean 'run_cap'?"), ('nbs/exp', 'nbs/../nbs/exp', "`program` must be inside the folder where agents start, got 'nbs/../nbs/…"),
     ('nbs/exp', f'{root}/nbs/exp', "`program` must be inside the folder where agents start, got '/…"),
     ('log_uniform_values, min: 1.0e-4, max: 1.0e-2', 'q_uniform, min: 0.0, max: 1.0e+308, q: 1.0e-300', '`parameters.lr` must hold numbers that a float can hold, got …'),
     ('train.ipynb', 'trian.ipynb', "`program` must be a notebook in …, got 'nbs/experiments/trian.ipynb', which is not there"), ('${args_json_file}', '${args_json_fil}', "`command[6]` must be one of …; did you mean 'args_json_file'?"),
@@ -65,63 +118,20 @@ def test_a_mistake_is_found_before_the_first_trial(was, becomes, said, tmp_path)
 
 @each_file
 def test_command(file):
-    "Each trial gets a notebook of its own: W&B expands `${envvar:WANDB_RUN_ID}` before there is one, so the shell must"
+    "Each trial gets a notebook of its own, beside its folder: W&B expands `${envvar:WANDB_RUN_ID}` before there is one, so the shell must"
     command = read(file).command
-    assert 'exec papermill --engine dlframe "$0" "runs/$WANDB_SWEEP_ID/$WANDB_RUN_ID.ipynb"' in command[3] and not any('envvar' in c for c in command)
-    assert command[-2:] == ['-f', '${args_json_file}']
+    check_executable(command, root)
+    assert command[:3] == ['${env}', 'sh', '-c'] and command[4:] == ['${program}', '-f', '${args_json_file}'] and not any('envvar' in c for c in command)
 
-# What a cluster would do
-
-scripts = sorted((root/'scripts').glob('slurm_*.sh'))
-each_script = pytest.mark.parametrize('script', scripts, ids=lambda f: f.name)
-
-@each_script
-def test_syntax(script):
-    r = subprocess.run(['bash', '-n', script], capture_output=True, text=True)
-    assert (r.returncode, r.stderr) == (0, '')
-    assert os.access(script, os.X_OK)
-
-@each_script
-def test_directives(script):
-    "Slurm reads options up to the first command; what differs between clusters is marked"
-    lines = script.read_text().splitlines()
-    end = lines.index('set -eu')
-    options = [l for l in lines[:end] if l.startswith('#SBATCH')]
-    assert all(re.fullmatch(r'#SBATCH --[a-z-]+(=\S+)?', l) for l in options) and len(options) >= 6
-    assert not any(l.startswith('#SBATCH') for l in lines[end:])
-    for changed in 'partition', 'gres', 'time': assert '# CHANGE: ' in lines[lines.index(next(l for l in lines if l.startswith(f'#SBATCH --{changed}='))) - 1]
-
-@pytest.fixture
-def cluster(tmp_path):
-    "Run a script as Slurm would: what it started, word by word, and what it complained of"
-    (tmp_path/'bin').mkdir()
-    stubs = {'sbatch': 'SLURM_SUBMIT_DIR=$PWD SLURM_CPUS_PER_TASK=4 SLURM_JOB_ID=7 exec bash "$@"', 'srun': 'exec "$@"',
-             'wandb': 'for w in wandb "$@"; do echo "$w"; done', 'papermill': 'for w in papermill "$@"; do echo "$w"; done; echo $OMP_NUM_THREADS'}
-    for name, text in stubs.items():
-        (tmp_path/'bin'/name).write_text(f'#!/bin/sh\n{text}\n')
-        (tmp_path/'bin'/name).chmod(0o755)
-    work = tmp_path/'a project'
-    shutil.copytree(root/'scripts', work/'scripts')
-    def sbatch(*words, **more):
-        env = {**os.environ, 'PATH': f"{tmp_path/'bin'}:{os.environ['PATH']}", 'RUNS_ROOT': '', **more}
-        r = subprocess.run(['sbatch', *words], cwd=work, env=env, capture_output=True, text=True)
-        return r.stdout.splitlines(), r.stderr
-    sbatch.runs = work/'runs'
-    return sbatch
-
-def test_agents_start(cluster):
-    assert cluster('scripts/slurm_agents.sh', 'us/dlframe/abc') == (['wandb', 'agent', 'us/dlframe/abc'], '')
-    assert 'usage: sbatch scripts/slurm_agents.sh entity/project/sweep_id' in cluster('scripts/slurm_agents.sh')[1]
-
-def test_a_run_starts_and_goes_on(cluster):
-    page, more, runs = 'nbs/experiments/train.ipynb', ['-p', 'train_for', '20 epochs'], cluster.runs
-    def started(**env):
-        words, said = cluster('scripts/slurm_run.sh', 'first', *more, **env)
-        assert said == '' and words[:4] == ['papermill', '--engine', 'dlframe', page] and words[-1] == '4'
-        return words[4:-1]
-    assert started() == [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first']
-    (runs/'first').mkdir(parents=True)
-    assert started(SLURM_RESTART_COUNT='1') == [f'{runs}/first-7.1.ipynb', *more, '-r', 'name', 'first'] # killed before there was a run; the page takes the folder
-    (runs/'first/manifest.json').touch()
-    assert started(SLURM_RESTART_COUNT='1') == [f'{runs}/first-7.1.ipynb', *more, '-r', 'resume', f'{runs}/first', '-r', 'name', 'first']
-    assert 'usage: sbatch scripts/slurm_run.sh NAME' in cluster('scripts/slurm_run.sh')[1]
+@pytest.mark.parametrize('runs', ['', 'else where'])
+def test_the_shell_of_a_command(runs, tmp_path):
+    "It makes the folder, hands every word on, and becomes papermill, which signals then reach"
+    (tmp_path/'papermill').write_text('#!/bin/sh\necho $$\nfor w in "$@"; do echo "$w"; done\nexit 3\n')
+    (tmp_path/'papermill').chmod(0o755)
+    env = {**environment(tmp_path, WANDB_SWEEP_ID='swp', WANDB_RUN_ID='x7k2-0003', **({'RUNS_ROOT': tmp_path/runs} if runs else {}))}
+    env['PATH'] = f"{tmp_path}:{env['PATH']}"
+    shell = read(files[0]).command[1:4]
+    process = subprocess.Popen([*shell, 'a page.ipynb', '-f', 'it is.json'], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    said, folder = process.communicate()[0].splitlines(), f'{tmp_path}/{runs}/swp' if runs else 'runs/swp'
+    assert said == [str(process.pid), '--engine', 'dlframe', 'a page.ipynb', f'{folder}/x7k2-0003.ipynb', '-f', 'it is.json'] and process.returncode == 3
+    assert (tmp_path/folder).is_dir() and len({read(f).command[3] for f in files}) == 1

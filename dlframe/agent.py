@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['expand', 'environment', 'cores', 'Job', 'history', 'never_logged', 'last_words', 'Agent', 'varied', 'spoken', 'main']
 
-# %% ../nbs/47_agent.ipynb #a9bf2c97
+# %% ../nbs/47_agent.ipynb #790c01a3
 import argparse, csv, ctypes, fcntl, json, math, os, re, shlex, signal, subprocess, sys, time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from .checks import nearest, shortened, shown, whole
 from .devices import find_device
 from .search import stop, value
 from .status import requeue
-from .sweeps import Choice, Sweep, read_sweep
+from .sweeps import Choice, Sweep, check_executable, read_sweep
 from .trials import Agents, Taken, Trials
 
 # %% ../nbs/47_agent.ipynb #a4a11b1a
@@ -334,7 +334,7 @@ def report(self:Agent,
     self.say(f'{job.taken.run} {what}{found}, after {spoken(time.monotonic() - job.began)}')
     self.say(f'  {self.standing()}')
 
-# %% ../nbs/47_agent.ipynb #6f7c2f8a
+# %% ../nbs/47_agent.ipynb #2cb7ab02
 def _devices(text):
     "`'0,0,1'`"
     found = [d.strip() for d in text.split(',')]
@@ -369,6 +369,7 @@ def main(
     args = _arguments().parse_args(argv)
     try:
         sweep, devices = read_sweep(args.file), _devices(args.devices) if args.devices else ['']
+        check_executable(sweep.command, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', os.defpath)]))
         folder, most = _place(args.file, args.folder), math.inf if args.trials is None else whole('trials', args.trials)
         folder.mkdir(parents=True, exist_ok=True)
         with Agents(folder, args.patience, len(devices)) as agents: code = Agent(sweep, folder, Trials(sweep, agents, folder, args.storage, args.search), devices, most, args.wait).run()

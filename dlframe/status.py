@@ -6,7 +6,7 @@
 __all__ = ['file', 'states', 'record', 'recorded', 'InUse', 'claim', 'state', 'requeue']
 
 # %% ../nbs/38_status.ipynb #ecab7ab3
-import json, os, platform, subprocess, time
+import json, os, platform, signal, subprocess, threading, time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -69,6 +69,7 @@ def requeue() -> None:
     env = os.environ
     if 'SLURM_JOB_ID' not in env or env.get('SLURM_JOB_NAME') in ('bash', 'interactive'): return
     job = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID')}" if 'SLURM_ARRAY_JOB_ID' in env else env['SLURM_JOB_ID']
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.SIG_IGN) # which SLURM sends at once to all of a job that it takes back; there is still something to be said
     try: subprocess.run(['scontrol', 'requeue', job], capture_output=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError): print(f'job {job} could not be requeued: submit it again', flush=True)
     else: print(f'job {job} starts again', flush=True)

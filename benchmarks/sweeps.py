@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from dlframe.sweeps import read_sweep
-from dlframe.trials import Agents, Trials
+from dlframe.trials import Agents, Trials, open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -38,7 +38,7 @@ def idle(agents, cap):
     return pace(begun[:100]), pace(begun[-100:])
 
 def bookkeeping(n, method, storage=None, repeats=30):
-    "Median seconds of beginning and of ending a trial when there are n, and how many bytes a trial takes in the journal"
+    "Median seconds of beginning and of ending a trial when there are n, seconds in which another agent reads the record, and how many bytes a trial takes in the journal"
     with tempfile.TemporaryDirectory() as home:
         file, folder = sweep_file(Path(home), None, method, f'b{n}{method}{os.getpid()}'), Path(home)/f'runs/b{n}{method}{os.getpid()}'
         with Agents(folder) as me:
@@ -54,7 +54,10 @@ def bookkeeping(n, method, storage=None, repeats=30):
                 trials.end(taken, TrialState.COMPLETE, chance.random())
                 took.append((middle - start, time.perf_counter() - middle))
             size = ((folder/'journal.log').stat().st_size - before)/repeats if not storage else 0
-    return *map(statistics.median, zip(*took)), size
+            start = time.perf_counter()
+            optuna.load_study(study_name=folder.name, storage=open_storage(folder, storage)).get_trials(deepcopy=False)
+            opened = time.perf_counter() - start
+    return *map(statistics.median, zip(*took)), opened, size
 
 def simulate(agents, minutes, writes, service, servers=1, hours=2, seed=0):
     "How long a trial waits for the record, in the middle and at worst (seconds), and how busy it is: every agent writes `writes` times for each trial, each takes `service`, `servers` at a time"
@@ -82,14 +85,14 @@ def main():
     for cap in args.counts:
         first, last = idle(args.agents, cap)
         print(f'  {cap:5d} trials: {first:.3f} for the first hundred, {last:.3f} for the last', flush=True)
-    print('the record, one agent: milliseconds to begin and to end a trial when there are n')
+    print('the record, one agent: milliseconds to begin and to end a trial when there are n, seconds to read it all')
     services = {}
     for name, url in [('journal', None), *([('database', args.storage)] if args.storage else [])]:
         for method in 'random', 'bayes':
             for n in 100, 1000, 10_000 if not url else 2000:
-                begin, end, size = bookkeeping(n, method, url)
+                begin, end, opened, size = bookkeeping(n, method, url)
                 if method == 'random' and n == 1000: services[name] = (begin + end)/8
-                print(f'  {name:8} {method:6} n {n:6d}: {1000*begin:7.1f} {1000*end:6.1f}' + (f', {size:.0f} bytes of journal' if size else ''), flush=True)
+                print(f'  {name:8} {method:6} n {n:6d}: {1000*begin:7.1f} {1000*end:6.1f} {opened:6.2f}' + (f', {size:.0f} bytes of journal' if size else ''), flush=True)
     print('a thousand agents on a simulated clock (8 writes a trial): seconds that a trial waits for the record (median, worst), and how busy it is')
     journal = services['journal']
     cases = [(f'journal, here ({1000*journal:.1f} ms a write)', journal, 1), ('journal, a good network file system (5 ms)', .005, 1), ('journal, a slow one (30 ms)', .03, 1)]

@@ -809,6 +809,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'dlframe.reports._of_manifest': ('reports.html#_of_manifest', 'dlframe/reports.py'),
                                  'dlframe.reports._of_study': ('reports.html#_of_study', 'dlframe/reports.py'),
                                  'dlframe.reports._of_wandb': ('reports.html#_of_wandb', 'dlframe/reports.py'),
+                                 'dlframe.reports._optuna': ('reports.html#_optuna', 'dlframe/reports.py'),
                                  'dlframe.reports._pixels': ('reports.html#_pixels', 'dlframe/reports.py'),
                                  'dlframe.reports._quiet': ('reports.html#_quiet', 'dlframe/reports.py'),
                                  'dlframe.reports._short': ('reports.html#_short', 'dlframe/reports.py'),

@@ -7,8 +7,8 @@ __all__ = ['states', 'logged', 'Trial', 'visit', 'study_trials', 'folder_trials'
            'newest_sweep', 'outcome', 'linked', 'TooFew', 'Axis', 'axis', 'parallel', 'importances', 'importance',
            'against', 'place', 'learning', 'rates', 'best_few', 'gallery']
 
-# %% ../nbs/48_reports.ipynb #46543953
-import csv, html, json, math, os, tempfile
+# %% ../nbs/48_reports.ipynb #71f893f5
+import csv, html, json, math, os, tempfile, warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -85,14 +85,21 @@ def visit(
     trial.reason = shortened(' '.join('; '.join(why).split()), 300)
     return trial
 
-# %% ../nbs/48_reports.ipynb #431811b5
+# %% ../nbs/48_reports.ipynb #860f500e
+def _optuna():
+    "Imported when it is needed, without what tqdm says about widgets"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='IProgress')
+        import optuna
+        optuna.importance, optuna.storages.journal
+    return optuna
+
 def _storage(folder, storage):
     "Of Optuna, to be read"
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
+    storages = _optuna().storages
     file = folder/'journal.log' if storage is None else Path(str(storage).removeprefix('sqlite:///'))
     if not file.is_file() and '://' not in str(storage).removeprefix('sqlite:///'): raise FileNotFoundError(f"`storage` must be a journal or the URL of a database, got {file}, which is not there")
-    try: return RDBStorage(storage, skip_compatibility_check=True, skip_table_creation=True) if '://' in str(storage) else JournalStorage(JournalFileBackend(str(file)))
+    try: return storages.RDBStorage(storage, skip_compatibility_check=True, skip_table_creation=True) if '://' in str(storage) else storages.JournalStorage(storages.journal.JournalFileBackend(str(file)))
     except Exception as e: # a damaged file can fail in any way
         raise ValueError(f"`storage` must be a study of Optuna, got {file.name}: {type(e).__name__}: {shortened(str(e).splitlines()[0] if str(e) else '', 100)}") from None
 
@@ -337,7 +344,7 @@ def _heights(along):
 @contextmanager
 def _quiet():
     "Optuna says what it makes"
-    import optuna
+    optuna = _optuna()
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try: yield optuna
@@ -478,7 +485,7 @@ def gallery(
     titles:Mapping[str, str]|None=None # Above the runs; their ids by default
 ) -> Figure: # A plot; a column for each run, a row for each evaluator
     "Pictures of several models side by side; raises `TooFew` if no evaluator suits them all"
-    rows = [e for e in evaluators if all(e.suits(l) for l in loaded.values())]
+    rows = [e for e in evaluators if all((l.data is not None or not e.split) and e.suits(l) for l in loaded.values())]
     if not rows: raise TooFew('`evaluators` must hold one that suits all of these models, got none')
     fig, axes = plt.subplots(len(rows), len(loaded), figsize=(2.4*len(loaded), 1.7*len(rows)), dpi=100, squeeze=False)
     for (run, left), column in zip(loaded.items(), axes.T):

@@ -52,6 +52,7 @@ def logged(
 states = {**dict.fromkeys(('COMPLETE', 'finished'), 'finished'), **dict.fromkeys(('FAIL', 'failed'), 'failed'), **dict.fromkeys(('PRUNED', 'killed'), 'stopped early'),
           **dict.fromkeys(('RUNNING', 'running'), 'running'), **dict.fromkeys(('WAITING', 'pending'), 'waiting'), **dict.fromkeys(('interrupted', 'cut short', 'crashed', 'preempting', 'preempted'), 'cut short')}
 
+# %% ../nbs/48_reports.ipynb #b669075a
 @dataclass
 class Trial:
     "What is known of a trial"
@@ -94,6 +95,7 @@ def _optuna():
         optuna.importance, optuna.storages.journal
     return optuna
 
+# %% ../nbs/48_reports.ipynb #431811b5
 def _storage(folder, storage):
     "Of Optuna, to be read"
     storages = _optuna().storages
@@ -103,6 +105,7 @@ def _storage(folder, storage):
     except Exception as e: # a damaged file can fail in any way
         raise ValueError(f"`storage` must be a study of Optuna, got {file.name}: {type(e).__name__}: {shortened(str(e).splitlines()[0] if str(e) else '', 100)}") from None
 
+# %% ../nbs/48_reports.ipynb #6a7e33e2
 def study_trials(
     folder:Path, # Of the sweep, after which the study is called
     storage:str|None=None # Where the study is; by default in `journal.log` in the folder
@@ -146,12 +149,14 @@ def wandb_trials(
     "Runs of a sweep of W&B; only for the `'best'` of each its numbers are brought"
     return ask_sweep(sweep, lambda found: [_of_wandb(r, by) for r in found.runs])
 
+# %% ../nbs/48_reports.ipynb #b20e5629
 def _of_wandb(r, by):
     summary = {n: v for n in r.summary.keys() if isinstance(v := r.summary[n], (int, float)) and math.isfinite(v)}
     rows = {n: [(0., float(v))] for n, v in summary.items() if not n.startswith('_')}
     return Trial(r.id, states.get(r.state, r.state), {k: v for k, v in r.config.items() if k not in ('manifest', 'name', 'resume')}, seconds=summary.get('_runtime', summary.get('seconds')),
                  logged=rows | (_brought(r) if by == 'best' else {}), notebook=r.url, folder='/'.join([r.entity, r.project, r.id]))
 
+# %% ../nbs/48_reports.ipynb #093a2e85
 def _brought(r, x='steps'):
     "The numbers of a run of W&B; none if it has not sent them yet"
     with tempfile.TemporaryDirectory() as new:
@@ -168,6 +173,7 @@ def flat(
     for name, value in parameters.items(): found.update(flat(value, f'{path}{name}.') if isinstance(value, Mapping) and value else {f'{path}{name}': value})
     return found
 
+# %% ../nbs/48_reports.ipynb #26893928
 def _differing(rows):
     "Names of parameters that are not the same in all rows that have any"
     rows = [r for r in rows if r]
@@ -196,6 +202,7 @@ def trials(
     table.attrs.update(sweep=str(sweep), metric=metric, goal=goal, by=by)
     return table.sort_values(metric, ascending=goal == 'minimize', kind='stable', na_position='last')
 
+# %% ../nbs/48_reports.ipynb #18f7c2a9
 def _value(rows, goal, by, told):
     if not rows: return told
     values = [v for _, v in rows]
@@ -240,6 +247,7 @@ def outcome(
     close = nearest(metric, [c for c in table.columns if '/' in c and c != metric])
     return f'{ended}None has logged {metric} yet' + (f'; did you mean {close}?' if close and count['finished'] else '.')
 
+# %% ../nbs/48_reports.ipynb #ae89cd19
 def _short(value):
     "A value of a parameter, in a few letters"
     return 'none' if value is None or value != value else f'{value:.4g}' if isinstance(value, float) else shortened(str(value), 40)
@@ -258,10 +266,12 @@ def linked(
     for run, row in table.head(most).iterrows(): lines.append(f"| {_link(run, row['notebook'], table.attrs['sweep'], start)} | " + ' | '.join('' if row[c] is None or row[c] != row[c] else _cell(_short(row[c])) for c in columns) + ' |')
     return Markdown('\n'.join(lines) + (f'\n\nand {len(table) - most} more' if len(table) > most else ''))
 
+# %% ../nbs/48_reports.ipynb #4254aa8e
 def _cell(text):
     "Text that means nothing to Markdown or HTML"
     return ''.join(f'\\{c}' if c in '\\`*_[]|~$!' else c for c in html.escape(' '.join(str(text).split()), quote=False))
 
+# %% ../nbs/48_reports.ipynb #5c1b9278
 def _link(run, notebook, sweep, start):
     if not notebook: return _cell(run)
     return f"[{_cell(run)}]({quote(notebook if '://' in notebook else os.path.relpath(Path(sweep)/notebook, start), safe='/:?=&%')})"
@@ -270,6 +280,7 @@ def _link(run, notebook, sweep, start):
 class TooFew(ValueError):
     "Not enough trials for a picture"
 
+# %% ../nbs/48_reports.ipynb #79bc09a7
 @dataclass
 class Axis:
     "Where values of a parameter go"
@@ -278,6 +289,7 @@ class Axis:
     labels:list[str]|None=None # At the ticks
     log:bool=False # Are places on a logarithmic axis?
 
+# %% ../nbs/48_reports.ipynb #c3efabe1
 def axis(
     values:Iterable # Of a parameter or a metric
 ) -> Axis: # For them
@@ -298,16 +310,19 @@ def _drawn(table, least=2, finished=False):
     if len(kept) < least: raise TooFew(f"`table` must hold at least {least} {'finished ' if finished else ''}trials with {metric}, got {len(kept)}")
     return kept
 
+# %% ../nbs/48_reports.ipynb #8b794d92
 def _chosen(table, parameters):
     own = table.attrs['parameters']
     if parameters is None and not own: raise TooFew('`table` must hold parameters that differ between trials, got none')
     return own if parameters is None else [known('parameters', p, own) for p in parameters]
 
+# %% ../nbs/48_reports.ipynb #3910730b
 def _marked(ax, which, along):
     "Label an axis of a plot"
     if along.log: getattr(ax, f'set_{which}scale')('log')
     if along.ticks is not None: getattr(ax, f'set_{which}ticks')(along.ticks, along.labels, fontsize=8)
 
+# %% ../nbs/48_reports.ipynb #7ded46c1
 def _closed(fig):
     plt.close(fig)
     return Figure(fig)
@@ -331,6 +346,7 @@ def parallel(
     ax.set_frame_on(False)
     return _closed(fig)
 
+# %% ../nbs/48_reports.ipynb #8dfaef06
 def _heights(along):
     "Between 0 and 1, and some with labels"
     up = [math.log(p) if along.log else p for p in along.places]
@@ -350,6 +366,7 @@ def _quiet():
     try: yield optuna
     finally: optuna.logging.set_verbosity(before)
 
+# %% ../nbs/48_reports.ipynb #2034ac02
 def importances(
     table:pd.DataFrame, # As `trials` gives it
     seed:int=0, # Of the forest
@@ -368,6 +385,7 @@ def importances(
         study.add_trials([optuna.trial.create_trial(params={n: values[n][i] for n in names}, distributions=kinds, value=v) for i, v in enumerate(kept[table.attrs['metric']])])
         return pd.Series(optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=seed)), dtype=float).rename('importance')
 
+# %% ../nbs/48_reports.ipynb #729fce71
 def _distribution(distributions, along, values):
     if along.ticks is not None: return distributions.CategoricalDistribution(sorted({*values}))
     return distributions.FloatDistribution(min(values), max(values), log=along.log and min(values) > 0)
@@ -414,6 +432,7 @@ def place(
     folder = table.loc[run, 'folder']
     return None if not folder else Path(table.attrs['sweep'])/folder if Path(table.attrs['sweep']).is_dir() else folder
 
+# %% ../nbs/48_reports.ipynb #7a3b38ec
 def _lines(table, metric, x):
     "Rows of the metric, by run; those of W&B are brought"
     if not Path(table.attrs['sweep']).is_dir(): return ask_sweep(table.attrs['sweep'], lambda found: {r.id: _brought(r, x).get(metric, []) for r in found.runs if r.id in table.index})
@@ -474,11 +493,13 @@ def best_few(
     if not found: raise TooFew(f"`table` must hold a trial that can be loaded, got none ({why})")
     return found
 
+# %% ../nbs/48_reports.ipynb #272f5241
 def _pixels(found):
     "Of a picture or a plot, or of the first that an evaluator has found"
     entry = found if isinstance(found, Entry) else next(e for e in found.values() if isinstance(e, (Image, Figure)))
     return plt.imread(BytesIO(entry._repr_png_()))
 
+# %% ../nbs/48_reports.ipynb #1c994f29
 def gallery(
     loaded:Mapping[str, Loaded], # As `best_few` gives it
     evaluators:Iterable[Evaluator], # Such as give a picture, `Reconstructions('valid', 8)`

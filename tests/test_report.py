@@ -8,13 +8,12 @@ from experiment import Jupyter, code, environment, left, once, papermill, start
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
-from test_wandb import environment as online, leave, python
+from test_wandb import environment as online, python
 from tree import BIN, ROOT
 from wandb_stub import ENTITY, server
 
 from dlframe.loading import best
-from dlframe.reports import newest_sweep, trials
-from dlframe.specs import write
+from dlframe.reports import logged, newest_sweep, trials
 
 REPORT = 'nbs/experiments/sweep_report.ipynb'
 
@@ -177,30 +176,37 @@ def kernel(tmp_path_factory, home):
     to = tmp_path_factory.mktemp('report')
     with Jupyter((ROOT/REPORT).parent, environment(home, RUNS_ROOT=to/'runs'), to/'kernel.json') as kernel: yield kernel
 
-def test_a_sweep_of_wandb(tmp_path):
-    home, elsewhere, agent = tmp_path/'home', tmp_path/'elsewhere', {'WANDB_SWEEP_ID': 'sweep1', 'WANDB_PROJECT': 'test', 'WANDB_ENTITY': ENTITY}
-    home.mkdir(), elsewhere.mkdir()
+def on_wandb(stub, sweep):
+    "Give the server what runs have left, as their logger sends it"
+    for run, beta in trained.items():
+        numbers = {n: rows[-1][1] for n, rows in logged(sweep/run).items()}
+        files = {f: (sweep/run/f).read_bytes() for f in ('manifest.json', 'metrics.csv', 'checkpoints/model.safetensors')}
+        stub.run('test', run).update(sweep='sweep1', ended=[0], files=files, summary={**numbers, '_runtime': 7, 'samples': {'_type': 'image-file'}}, config={'beta': {'value': beta}, 'z_dim': {'value': 4}, 'manifest': {'value': {'run': run}}})
+    stub.run('test', 'x7k2-0009').update(sweep='sweep1', ended=[1], config={'beta': {'value': 9.}, 'z_dim': {'value': 4}})
+    stub.sweep_files = {'sweep1': 'method: grid\nmetric: {name: valid/elbo, goal: maximize}'}
+
+def test_a_sweep_of_wandb(sweep, tmp_path):
+    "It says what the folder says"
     with server() as s:
-        leave(*((f's{i}', i, [0, 5], {**agent, 'WANDB_RUN_ID': f'sweep1r{i}'}) for i in range(1, 4)), home=home, url=s.url)
-        s.stub.sweep_files = {'sweep1': 'method: grid\nmetric: {name: valid/loss, goal: maximize}'}
-        s.stub.runs['test', 'sweep1r4x'] = {**s.stub.run('test', 'sweep1r1'), 'name': 'sweep1r4x', 'files': {}, 'summary': {}, 'history': [], 'ended': [1], 'config': {'seed': {'value': 4}}}
-        sweep, env = f'{ENTITY}/test/sweeps/sweep1', online(elsewhere, s.url, PATH=f"{BIN}:{os.environ['PATH']}")
-        said = python(LOOK, sweep, home=elsewhere, url=s.url)[0].splitlines()
-        good(start('papermill', '--engine', 'dlframe', ROOT/REPORT, elsewhere/'report.ipynb', '-p', 'sweep', sweep, '-p', 'top', 2, env=env, cwd=elsewhere))
+        on_wandb(s.stub, sweep)
+        name, env = f'{ENTITY}/test/sweeps/sweep1', online(tmp_path, s.url, PATH=f"{BIN}:{os.environ['PATH']}")
+        said = json.loads(python(LOOK, name, home=tmp_path, url=s.url)[0].splitlines()[-1])
+        good(start('papermill', '--engine', 'dlframe', ROOT/REPORT, tmp_path/'report.ipynb', '-p', 'sweep', name, '-p', 'top', 2, env=env, cwd=tmp_path))
         assert not s.stub.unknown
-    report, pictures = shown(elsewhere/'report.ipynb')
-    assert said[:2] == ['sweep1r3 sweep1r2 sweep1r1 sweep1r4x', 'finished finished finished failed']
-    assert said[2:] == [f'8.0 13.0 {ENTITY}/test/sweep1r3', "['seed'] maximize", 'sweep1r3']
-    assert report.startswith('4 trials: 3 finished, 1 failed. The largest valid/loss is 8, of sweep1r3, seed 3.') and pictures == 4
-    assert f"/{ENTITY}/test/runs/sweep1r3)" in report and f"model = best('{sweep}').model" in report
+    report, pictures = shown(tmp_path/'report.ipynb')
+    here, best_here = trials(sweep).loc[list(trained)], trials(sweep, by='best').loc[list(trained)]
+    order = [run for run in trials(sweep).index if run in trained]
+    assert said['runs'] == [*order, 'x7k2-0009'] and said['states'] == ['finished']*5 + ['failed'] and said['attrs'] == {'sweep': name, 'metric': 'valid/elbo', 'goal': 'maximize', 'by': 'last', 'parameters': ['beta']}
+    assert said['last'] == here['valid/elbo'][order].tolist() and said['best'] == best_here['valid/elbo'].sort_values(ascending=False).tolist()
+    assert said['seconds'] == 7 and said['folder'] == f'{ENTITY}/test/{order[0]}' and said['loaded'] == order[0]
+    assert pictures == 6 and report.startswith('6 trials: 5 finished, 1 failed. The largest valid/elbo is')
+    assert f'/{ENTITY}/test/runs/{order[0]})' in report and f"model = best('{name}').model" in report
 
 LOOK = """
-import sys
+import json, sys
 from dlframe.loading import best
 from dlframe.reports import trials
 table, whole = trials(sys.argv[1]), trials(sys.argv[1], by='best')
-print(*table.index), print(*table['state'])
-print(table['valid/loss'].iloc[0], whole['valid/loss'].iloc[0], table['folder'].iloc[0])
-print(table.attrs['parameters'], table.attrs['goal'])
-print(best(sys.argv[1]).folder.name)
+print(json.dumps({'runs': [*table.index], 'states': [*table['state']], 'attrs': table.attrs, 'last': table['valid/elbo'].dropna().tolist(), 'best': whole['valid/elbo'].dropna().tolist(),
+                  'seconds': table['seconds'].iloc[0], 'folder': table['folder'].iloc[0], 'loaded': best(sys.argv[1]).folder.name}))
 """

@@ -263,7 +263,7 @@ def linked(
     drop = [c for c in ('notebook', 'folder') if c in table] + [c for c in ('reason',) if c in table and not table[c].any()]
     columns = [c for c in table.columns if c not in drop]
     lines = ['| run | ' + ' | '.join(map(_cell, columns)) + ' |', '|---'*(1 + len(columns)) + '|']
-    for run, row in table.head(most).iterrows(): lines.append(f"| {_link(run, row['notebook'], table.attrs['sweep'], start)} | " + ' | '.join('' if row[c] is None or row[c] != row[c] else _cell(_short(row[c])) for c in columns) + ' |')
+    for run, row in table.head(most).iterrows(): lines.append(f"| {_link(run, row['notebook'], table.attrs['sweep'], start)} | " + ' | '.join('' if row[c] is None or row[c] != row[c] else _cell(row[c] if c == 'reason' else _short(row[c])) for c in columns) + ' |')
     return Markdown('\n'.join(lines) + (f'\n\nand {len(table) - most} more' if len(table) > most else ''))
 
 # %% ../nbs/48_reports.ipynb #4254aa8e

@@ -58,6 +58,7 @@ def state(
     told = recorded(folder)
     if told.get('state') != 'running': return str(told.get('state', ''))
     lock = FileLock(Path(folder)/'.lock')
+    if not Path(lock.lock_file).exists(): return 'cut short' # nobody holds it, and to try would make it
     try: lock.acquire(timeout=0)
     except (Timeout, OSError): return 'running'
     lock.release()

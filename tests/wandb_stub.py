@@ -133,7 +133,7 @@ def RunFiles(stub, v, url):
 @resolver
 def GetSweep(stub, v, url):
     runs = [r for (p, _), r in stub.runs.items() if p == v['project'] and r['sweep'] == v['name']]
-    sweep = {'__typename': 'Sweep', 'id': v['name'], 'name': v['name'], 'displayName': v['name'], 'method': 'grid', 'state': 'RUNNING', 'description': '', 'bestLoss': None, 'config': 'method: grid', 'createdAt': '2026-01-01T00:00:00', 'updatedAt': None, 'runCount': len(runs), 'runCountExpected': None}
+    sweep = {'__typename': 'Sweep', 'id': v['name'], 'name': v['name'], 'displayName': v['name'], 'method': 'grid', 'state': 'RUNNING', 'description': '', 'bestLoss': None, 'config': getattr(stub, 'sweep_files', {}).get(v['name'], 'method: grid'), 'createdAt': '2026-01-01T00:00:00', 'updatedAt': None, 'runCount': len(runs), 'runCountExpected': None}
     return {'project': {'sweep': sweep if runs else None}}
 
 @resolver

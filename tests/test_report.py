@@ -1,0 +1,212 @@
+"What a sweep left, in every state a trial can be in, as a table and as a report; from a folder, from a database, and from W&B's server on loopback"
+import json, os, shutil, time
+from datetime import timedelta
+
+import optuna
+import pytest
+from experiment import Jupyter, code, environment, left, once, papermill, start
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
+from test_wandb import environment as online, python
+from tree import BIN, ROOT
+from wandb_stub import ENTITY, server
+
+from dlframe.loading import best
+from dlframe.reports import logged, newest_sweep, trials
+
+REPORT = 'nbs/experiments/sweep_report.ipynb'
+
+TRAIN = """
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from pytorch_lightning import seed_everything
+from dlframe.architectures import decoder, encoder
+from dlframe.callbacks import Evaluate
+from dlframe.evaluation import ELBO, Terms
+from dlframe.images import images
+from dlframe.latents import RateDistortion
+from dlframe.optimization import Optimization
+from dlframe.priors import prior
+from dlframe.run import Run
+from dlframe.vae import VAE
+
+for name, beta in zip(sys.argv[2::2], map(float, sys.argv[3::2])):
+    seed_everything(0, verbose=False)
+    vae = VAE(encoder('mlp', (1, 8, 8), 4, [16]), decoder('mlp', 4, (1, 8, 8), [16]), prior('standard_normal', 4), beta)
+    run = Run(Optimization(vae, images('digits'), lr=.01), '4 epochs', [Evaluate(e, '2 epochs') for e in (Terms('valid'), ELBO('valid'), RateDistortion('valid'))], parameters={'beta': beta, 'z_dim': 4})
+    run.place = Path(sys.argv[1])/name
+    run.fit()
+"""
+
+trained = {f'x7k2-{i:04d}': beta for i, beta in enumerate([.03, .1, .3, 1., 3.])}
+def given(run, beta, **more): return {'run': run, 'config': json.dumps({'beta': beta, 'z_dim': 4, 'groups': {'encoder': {'lr': .01 if beta < 1 else .1}}}), **more}
+
+def study(folder, storage=None):
+    "Of Optuna, called like its folder, with a trial in each state"
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    made = optuna.create_study(storage=storage or JournalStorage(JournalFileBackend(str(folder/'journal.log'))), study_name=folder.name, direction='maximize')
+    def add(state, attrs, **more):
+        trial = create_trial(state=state, user_attrs=attrs, **more)
+        if trial.datetime_complete: trial.datetime_start = trial.datetime_complete - timedelta(seconds=90)
+        made.add_trial(trial)
+    for run, beta in trained.items(): add(TrialState.COMPLETE, given(run, beta), value=-30.)
+    add(TrialState.PRUNED, given('x7k2-0005', .2, reason='stopped early: below the others'), value=-31.)
+    add(TrialState.FAIL, given('x7k2-0006', 9., reason='FloatingPointError: `loss` must be finite | <b>'))
+    add(TrialState.RUNNING, given('x7k2-0007', .5))
+    add(TrialState.COMPLETE, given('x7k2-0008', .6), value=-29.5)
+    add(TrialState.WAITING, {})
+    add(TrialState.COMPLETE, given('x7k2-0010', .7, surplus=True), value=99.)
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory): return once(tmp_path_factory, 'report home')
+
+@pytest.fixture(scope='session')
+def sweep(tmp_path_factory, home):
+    "A folder as agents leave it, one of them killed: x7k2-0007 says that it is running, and 0008 was deleted"
+    def make(to):
+        folder = to/'betas'
+        folder.mkdir()
+        (folder/'sweep.yaml').write_text('metric: {name: valid/elbo, goal: maximize}')
+        r = start(BIN/'python', '-c', TRAIN, folder, *(str(w) for run in trained.items() for w in run), env=environment(home))
+        assert r.returncode == 0, r.stderr
+        for run, says in ('x7k2-0005', 'interrupted'), ('x7k2-0007', 'running'):
+            shutil.copytree(folder/'x7k2-0000', folder/run)
+            for name in ['.lock', 'checkpoints/model.safetensors']: (folder/run/name).unlink()
+            (folder/run/'status.json').write_text(json.dumps({'state': says}))
+        for run in [*trained, 'x7k2-0006']: (folder/f'{run}.ipynb').write_text('{}')
+        study(folder)
+    return once(tmp_path_factory, 'swept', make)/'betas'
+
+def test_every_trial_is_a_row(sweep):
+    before = left(sweep)
+    table = trials(sweep)
+    assert left(sweep) == before
+    assert dict(zip(table.index, table['state'])) == {**dict.fromkeys(trained, 'finished'), 'x7k2-0005': 'stopped early', 'x7k2-0006': 'failed', 'x7k2-0007': 'cut short', 'x7k2-0008': 'finished', 'trial 9': 'waiting'}
+    assert {run: why for run, why in table['reason'].items() if why} == {'x7k2-0005': 'stopped early: below the others', 'x7k2-0006': 'FloatingPointError: `loss` must be finite | <b>', 'x7k2-0008': 'its folder is not there'}
+    assert table.attrs['parameters'] == ['beta', 'groups.encoder.lr'] and table.loc['x7k2-0006', 'groups.encoder.lr'] == .1
+    assert table['valid/elbo'].dropna().is_monotonic_decreasing and table.loc['x7k2-0008', 'valid/elbo'] == -29.5
+    assert table.loc['x7k2-0003', 'seconds'] == 90 and table.loc['x7k2-0003', 'notebook'] == 'x7k2-0003.ipynb' and table.loc['x7k2-0005', 'notebook'] == ''
+
+def test_the_best_is_what_best_loads(sweep):
+    for more in {}, {'by': 'best'}, {'metric': 'valid/loss'}, {'metric': 'valid/loss', 'goal': 'maximize'}:
+        table = trials(sweep, **more)
+        assert best(sweep, **more).folder.name == next(run for run in table.index if (sweep/run/'checkpoints').is_dir()), more
+    assert best(sweep, 'valid/loss').model.beta == .03 and best(sweep).model.beta > .03
+
+def test_in_a_database(sweep, tmp_path):
+    url = f"sqlite:///{tmp_path/'studies.db'}"
+    study(sweep, url)
+    before = left(tmp_path, sweep)
+    assert trials(sweep, url).equals(trials(sweep))
+    assert left(tmp_path, sweep) == before
+    for storage, said in (f"sqlite:///{tmp_path/'studis.db'}", 'which is not there'), ('postgresql://me:secret@127.0.0.1:9/x', '`storage` must be'):
+        with pytest.raises((OSError, ValueError)) as e: trials(sweep, storage)
+        assert said in str(e.value) and 'secret' not in str(e.value)
+    (tmp_path/'other').mkdir()
+    with pytest.raises(KeyError, match="`study` must be one of 'betas', got 'other'"): trials(tmp_path/'other', url)
+    assert left(tmp_path, sweep) == {**before, tmp_path: False, tmp_path/'other': False}
+
+def test_a_folder_without_a_study(sweep, tmp_path):
+    shutil.copytree(sweep, tmp_path/'s', ignore=shutil.ignore_patterns('journal.log'))
+    table = trials(tmp_path/'s')
+    assert sorted(table.index) == [*trained, 'x7k2-0005', 'x7k2-0007'] and table.attrs['parameters'] == ['beta']
+    assert dict(table['state'][['x7k2-0000', 'x7k2-0005', 'x7k2-0007']]) == {'x7k2-0000': 'finished', 'x7k2-0005': 'cut short', 'x7k2-0007': 'cut short'}
+
+def test_what_is_no_sweep(sweep, tmp_path):
+    for nothing in tmp_path, tmp_path/'nowhere', sweep/'sweep.yaml', '':
+        with pytest.raises(FileNotFoundError, match='must be a folder with'): trials(nothing if nothing else tmp_path)
+    with pytest.raises(KeyError, match="did you mean 'valid/elbo'?"): trials(sweep, metric='valid/ebol')
+    assert newest_sweep(tmp_path) is None and newest_sweep(sweep.parent) == sweep
+
+def test_a_thousand_trials(tmp_path):
+    "In a few seconds, of 300 logged numbers each"
+    big, rows = tmp_path/'big', ''.join(f'{split}/{q},{q_value},{s},{s/10},{s*128},{s/7}\n' for s in range(50) for split in ('train', 'valid') for q, q_value in (('loss', 3.), ('elbo', -3.), ('rate', 1.)))
+    for i in range(1000):
+        (folder := big/f't-{i:04d}').mkdir(parents=True)
+        (folder/'metrics.csv').write_text(f'name,value,steps,epochs,samples,seconds\n{rows}valid/loss,{i/1000},60,6,9,9\n')
+        (folder/'manifest.json').write_text('{"parameters": {"seed": %d}}' % i)
+        (folder/'status.json').write_text('{"state": "finished"}')
+    began = time.process_time()
+    table = trials(big)
+    assert time.process_time() - began < 12
+    assert list(table.index[:2]) == ['t-0000', 't-0001'] and len(table) == 1000
+
+def good(r):
+    assert r.returncode == 0, r.stdout + r.stderr
+    return r
+
+def shown(page):
+    "Texts and pictures of an executed page"
+    found = [o for c in json.loads(page.read_text('utf-8'))['cells'] for o in c.get('outputs', [])]
+    return ''.join(''.join(o.get('text') or o.get('data', {}).get('text/markdown', '')) + '\n' for o in found).strip(), sum('image/png' in o.get('data', {}) for o in found)
+
+def test_report(sweep, home, tmp_path):
+    before = left(sweep)
+    good(start('papermill', '--engine', 'dlframe', REPORT, tmp_path/'report.ipynb', '-p', 'sweep', sweep, '-p', 'top', 2, '-p', 'x', 'steps', env=environment(home)))
+    assert left(sweep) == before
+    said, pictures = shown(tmp_path/'report.ipynb')
+    assert pictures == 6
+    assert said.startswith('10 trials: 6 finished, 1 stopped early, 1 cut short, 1 failed, 1 waiting. The largest valid/elbo is')
+    assert '](x7k2-0003.ipynb)' in said and '[x7k2-0006](x7k2-0006.ipynb) | failed | FloatingPointError: \\`loss\\` must be finite \\| &lt;b&gt; |' in said
+    assert f"model = best('{os.path.relpath(sweep, ROOT)}').model" in said
+
+def test_report_of_a_sweep_that_has_just_begun(home, tmp_path):
+    "A table still, and a sentence for each picture that there cannot be"
+    folder = tmp_path/'new'
+    folder.mkdir()
+    made = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(folder/'journal.log'))), study_name='new')
+    for _ in range(3): made.add_trial(create_trial(state=TrialState.WAITING))
+    good(papermill(REPORT, tmp_path/'report.ipynb', environment(home), sweep=folder))
+    said, pictures = shown(tmp_path/'report.ipynb')
+    assert said.startswith('3 trials: 3 waiting. None has logged valid/loss yet.') and said.count('trial 2') == 1
+    assert pictures == 0 and said.count('`table` must hold') == 6
+
+@pytest.mark.parametrize('values, said', [
+    ({'sweep': 'nowhere'}, "FileNotFoundError: `where` must be a folder with runs, or a sweep of W&B like 'entity/project/sweeps/id', got 'nowhere'"), ({'metric': 'valid/ebol'}, "did you mean 'valid/elbo'?"), ({'goal': 'max'}, "did you mean 'maximize'?"), ({'by': 'first'}, '`by` must be one of'),
+    ({'x': 'epoch'}, "did you mean 'epochs'?"), ({'top': 0}, '`top` must be at least 1, got 0'), ({'split': 'tset'}, "did you mean 'test'?"), ({'storage': 'sqlite:///nothing.db'}, 'which is not there')], ids=lambda v: ' '.join(v) if isinstance(v, dict) else '')
+def test_report_refuses(values, said, sweep, kernel):
+    before = left(sweep)
+    error, _ = kernel.run(code(ROOT/REPORT), **{'sweep': str(sweep), **values})
+    assert said in error and left(sweep) == before
+
+@pytest.fixture(scope='module')
+def kernel(tmp_path_factory, home):
+    to = tmp_path_factory.mktemp('report')
+    with Jupyter((ROOT/REPORT).parent, environment(home, RUNS_ROOT=to/'runs'), to/'kernel.json') as kernel: yield kernel
+
+def on_wandb(stub, sweep):
+    "Give the server what runs have left, as their logger sends it"
+    for run, beta in trained.items():
+        numbers = {n: rows[-1][1] for n, rows in logged(sweep/run).items()}
+        files = {f: (sweep/run/f).read_bytes() for f in ('manifest.json', 'metrics.csv', 'checkpoints/model.safetensors')}
+        stub.run('test', run).update(sweep='sweep1', ended=[0], files=files, summary={**numbers, '_runtime': 7, 'samples': {'_type': 'image-file'}}, config={'beta': {'value': beta}, 'z_dim': {'value': 4}, 'manifest': {'value': {'run': run}}})
+    stub.run('test', 'x7k2-0009').update(sweep='sweep1', ended=[1], config={'beta': {'value': 9.}, 'z_dim': {'value': 4}})
+    stub.sweep_files = {'sweep1': 'method: grid\nmetric: {name: valid/elbo, goal: maximize}'}
+
+def test_a_sweep_of_wandb(sweep, tmp_path):
+    "It says what the folder says"
+    with server() as s:
+        on_wandb(s.stub, sweep)
+        name, env = f'{ENTITY}/test/sweeps/sweep1', online(tmp_path, s.url, PATH=f"{BIN}:{os.environ['PATH']}")
+        said = json.loads(python(LOOK, name, home=tmp_path, url=s.url)[0].splitlines()[-1])
+        good(start('papermill', '--engine', 'dlframe', ROOT/REPORT, tmp_path/'report.ipynb', '-p', 'sweep', name, '-p', 'top', 2, env=env, cwd=tmp_path))
+        assert not s.stub.unknown
+    report, pictures = shown(tmp_path/'report.ipynb')
+    here, best_here = trials(sweep).loc[list(trained)], trials(sweep, by='best').loc[list(trained)]
+    order = [run for run in trials(sweep).index if run in trained]
+    assert said['runs'] == [*order, 'x7k2-0009'] and said['states'] == ['finished']*5 + ['failed'] and said['attrs'] == {'sweep': name, 'metric': 'valid/elbo', 'goal': 'maximize', 'by': 'last', 'parameters': ['beta']}
+    assert said['last'] == here['valid/elbo'][order].tolist() and said['best'] == best_here['valid/elbo'].sort_values(ascending=False).tolist()
+    assert said['seconds'] == 7 and said['folder'] == f'{ENTITY}/test/{order[0]}' and said['loaded'] == order[0]
+    assert pictures == 6 and report.startswith('6 trials: 5 finished, 1 failed. The largest valid/elbo is')
+    assert f'/{ENTITY}/test/runs/{order[0]})' in report and f"model = best('{name}').model" in report
+
+LOOK = """
+import json, sys
+from dlframe.loading import best
+from dlframe.reports import trials
+table, whole = trials(sys.argv[1]), trials(sys.argv[1], by='best')
+print(json.dumps({'runs': [*table.index], 'states': [*table['state']], 'attrs': table.attrs, 'last': table['valid/elbo'].dropna().tolist(), 'best': whole['valid/elbo'].dropna().tolist(),
+                  'seconds': table['seconds'].iloc[0], 'folder': table['folder'].iloc[0], 'loaded': best(sys.argv[1]).folder.name}))
+"""

@@ -1,10 +1,10 @@
 "Nothing is lost: runs that are killed, asked to go, on disks that are full or closed, wanted by two, or led astray by their own loss"
-import os, re, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from experiment import PAGE, attentive, environment, left, once, papermill, start
+from experiment import PAGE, attentive, environment, left, numbers, once, papermill, start, weights
 from tree import ROOT, run as tool
 
 from dlframe.callbacks import newest
@@ -114,6 +114,45 @@ def manifest(tmp_path_factory, home):
         r = papermill(PAGE, to/'out.ipynb', environment(home, RUNS_ROOT=to/'runs'), name='small', train_for='30 steps', log_every='3 steps', save_every='5 steps', evaluate_every='10 steps')
         assert r.returncode == 0, r.stderr
     return once(tmp_path_factory, 'small', make)/'runs/small/manifest.json'
+
+# Given out again
+
+def both_killed(process, run):
+    "papermill and its kernel, at once"
+    kernel = recorded(run)['process']
+    process.kill(), os.kill(kernel, signal.SIGKILL)
+    process.communicate()
+    waiting(lambda: state(run) != 'running')
+
+def test_a_trial_that_is_given_out_again(home, metadata, tmp_path):
+    "Killed in the middle of training, and when only the rest of the notebook was missing: the same command ends as if nobody had disturbed it"
+    def trial(name):
+        env = environment(home, RUNS_ROOT=tmp_path/'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}', WANDB_SWEEP_ID='sweep', WANDB_RUN_ID=name, WANDB_MODE='offline')
+        values = dict(train_for='1200 steps', evaluate_every='300 steps', log_every='50 steps', save_every='100 steps')
+        words = [word for k, v in values.items() for word in ('-p', k, v)]
+        return background([sys.executable, '-m', 'papermill', '--no-progress-bar', '--engine', 'dlframe', PAGE, sweep/f'{name}.ipynb', *words], env, ROOT)
+    sweep = tmp_path/'runs/sweep'
+    sweep.mkdir(parents=True)
+    run, alone = sweep/'x7k2-0003', sweep/'alone'
+    undisturbed = trial('alone')
+    for ready in (lambda: last(run) > 0), (lambda: recorded(run).get('state') == 'finished'):
+        process = trial(run.name)
+        waiting(ready)
+        was = state(run)
+        both_killed(process, run)
+        assert state(run) == {'running': 'cut short'}.get(was, was)
+        assert {'completed'} < statuses(sweep/f'{run.name}.ipynb')
+    before = left(run)
+    for process in trial(run.name), undisturbed: assert process.wait(timeout=120) == 0, process.stdout.read()
+    assert {p for p, content in left(run).items() if before.get(p) != content} == set() # nothing was trained
+    assert statuses(sweep/f'{run.name}.ipynb') == {'completed'} and 'nothing is left to train' in (sweep/f'{run.name}.ipynb').read_text()
+    assert numbers(run) == numbers(alone) and weights(run) == weights(alone)
+    resumed = load(run).manifest['resumed']
+    assert len(resumed) == 1 and 0 < resumed[0]['steps'] < 1200
+
+def last(run): return newest(run)[1]['counters']['steps'] if (run/'checkpoints/last.ckpt').exists() else 0
+
+def statuses(notebook): return {c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells'] if c['cell_type'] == 'code'}
 
 # Disks
 

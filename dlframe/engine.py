@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['handed_on', 'OneLine', 'RefusedParameter', 'RefusedOutput', 'plain', 'declared', 'check', 'Output', 'Keeper',
-           'Signals', 'cause', 'Client', 'run_cells', 'execute_notebook']
+           'Signals', 'cause', 'Client', 'run_cells', 'failures_told', 'execute_notebook']
 
 # %% ../nbs/43_engine.ipynb #db937081
-import ast, os, shutil, signal, threading, typing
+import ast, atexit, os, shutil, signal, sys, threading, typing
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
@@ -26,7 +26,8 @@ from papermill.log import logger
 from papermill.utils import nb_kernel_name, nb_language
 
 from .checks import known
-from .params import ParameterError, declaration, read_value
+from .params import ParameterError, declaration, read_value, told
+from .status import online
 
 # %% ../nbs/43_engine.ipynb #c66898f4
 class OneLine(ClickException):
@@ -299,6 +300,32 @@ def run_cells(
         keeper.cleanup_pbar()
         keeper.notebook_complete()
 
+# %% ../nbs/43_engine.ipynb #d995c080
+def _die(number):
+    "Of a signal that was kept waiting"
+    sys.stdout.flush(), sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL), os.kill(os.getpid(), number)
+
+@contextmanager
+def failures_told(
+    nb:NotebookNode, # Is executed inside
+    signals:Signals # Come meanwhile
+):
+    "Tell W&B of a trial that fails, if its kernel has not"
+    whole = False
+    try:
+        yield
+        whole = not any(o.output_type == 'error' and (o.ename, o.evalue) not in [('SystemExit', ''), ('SystemExit', '0')] for c in nb.cells for o in c.get('outputs', [])) # as papermill sees it
+    finally:
+        if online() and not whole: _report(nb, signals.received)
+
+def _report(nb, received):
+    if received == 'SIGTERM': atexit.register(_die, signal.SIGTERM)
+    if any(told in o.get('text', '') for c in nb.cells for o in c.get('outputs', [])): return
+    with suppress(Exception):
+        from dlframe.loggers import report
+        report({None: 'failed', 'SIGTERM': 'stopped', 'SIGINT': 'stopped'}.get(received, 'preempted'))
+
 # %% ../nbs/43_engine.ipynb #75722e62
 def execute_notebook(
     nb:NotebookNode, # With what was passed
@@ -309,15 +336,14 @@ def execute_notebook(
     **options # What else papermill gives
 ) -> NotebookNode: # Executed
     "Called by papermill; raises `RefusedParameter` or `RefusedOutput` before a kernel is started, `DeadKernelError` if it dies"
-    check(nb)
-    output = Output(output_path or nb.metadata.papermill.get('output_path'))
-    output.take()
-    try:
-        keeper = Keeper(nb, output_path, options.get('log_output', False), progress_bar, autosave_cell_every)
-        with Signals() as signals: run_cells(keeper, signals, kernel_name=kernel_name, **options)
-    except BaseException:
-        output.give_back()
-        raise
+    with Signals() as signals, failures_told(nb, signals):
+        check(nb)
+        output = Output(output_path or nb.metadata.papermill.get('output_path'))
+        output.take()
+        try: run_cells(keeper := Keeper(nb, output_path, options.get('log_output', False), progress_bar, autosave_cell_every), signals, kernel_name=kernel_name, **options)
+        except BaseException:
+            output.give_back()
+            raise
     output.last = True # papermill writes once more, with a note about errors
     for error in [o for c in nb.cells for o in c.get('outputs', []) if o.output_type == 'error']:
         if keeper.unsaved: logger.error(f'{error.ename}: {error.evalue}') # which perhaps nobody will find in the notebook

@@ -32,11 +32,11 @@ from .entries import Figure
 from .evaluation import batches, observe
 from .files import save_whole, verify
 from .loading import curves, find_folder, load_weights
-from .loggers import Loggers, logger as make_logger, read_metrics
+from .loggers import Loggers, logger as make_logger, read_metrics, report
 from .models import Plays, check_terms
 from .optimization import Optimization
 from .specs import Part, build, override, parse, read, spec, write
-from .status import claim, find_trial, folder_name, record, recorded, state
+from .status import claim, find_trial, folder_name, online, record, recorded, state
 from .triggers import Duration, check_unit, duration
 
 # %% ../nbs/42_run.ipynb #b374b220
@@ -302,7 +302,7 @@ def end(self:Run,
         try: safetensors.torch.save_model(o.model, str(path))
         except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
     if o.interrupted:
-        self.logger.finalize('preempted' if o.stopped_by else 'interrupted')
+        self.logger.finalize('stopped' if o.stopped_by == signal.SIGTERM and find_trial() else 'preempted' if o.stopped_by else 'interrupted') # an agent stops what is not worth going on
         record(self.folder, 'interrupted', steps=o.counters['steps'], signal=o.stopped_by and signal.Signals(o.stopped_by).name)
         print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})", flush=True)
     else: save_whole(save, weights, self.folder)
@@ -470,6 +470,7 @@ def recall(self:Run) -> 'Run': # As it was after training
     load_weights(o.model, self.folder/'checkpoints/model.safetensors')
     o.interrupted, o.position, o.stopped_by, o.random = False, None, None, saved['random'][0]
     o.restore_random()
+    if online(): report('finished') # again, for W&B has given it out
     print(f'finished before, after step {o.counters["steps"]}: nothing is left to train', flush=True)
     return self
 

@@ -73,11 +73,12 @@ def folder_name(
     if re.fullmatch(r'\w[\w .,=+@-]*', name) and len(name.encode()) <= 200: return name
     raise ValueError(f"`{argument}` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got {shown(name)}")
 
+_given = ('WANDB_SWEEP_ID', 'WANDB_RUN_ID')
+
 def find_trial() -> tuple[str, str]|None: # The sweep and the run; `None` outside of a trial
     "Which trial of which sweep this process is, if an agent has started it; raises `ValueError` for names that are none of folders"
-    names = {name: os.environ.get(name) for name in ('WANDB_SWEEP_ID', 'WANDB_RUN_ID')}
-    return tuple(folder_name(*n) for n in names.items()) if all(names.values()) else None
+    return tuple(folder_name(name, os.environ[name]) for name in _given) if all(map(os.environ.get, _given)) else None
 
 def online() -> bool: # Is it a trial of W&B that logs to its server?
     "False for the trials of dlframe's own agent, which needs none"
-    return find_trial() is not None and os.environ.get('WANDB_MODE', 'online') in ('', 'online', 'run')
+    return all(map(os.environ.get, _given)) and os.environ.get('WANDB_MODE', '') in ('', 'online', 'run')

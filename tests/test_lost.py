@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from experiment import PAGE, attentive, environment, left, numbers, once, papermill, start, weights
-from nbformat import write
-from nbformat.v4 import new_code_cell, new_notebook
+from experiment import PAGE, attentive, environment, left, numbers, once, papermill, start, statuses, stayed, trial_page, weights
 from tree import ROOT, run as tool
 
 from dlframe.callbacks import newest
@@ -119,55 +117,19 @@ def manifest(tmp_path_factory, home):
 
 # Given out again
 
-TRIAL = ['''from dlframe.params import parameters
-settings = parameters()
-import time
-from pathlib import Path
-import pytorch_lightning as pl
-from dlframe.architectures import decoder, encoder
-from dlframe.callbacks import Evaluate
-from dlframe.evaluation import Terms
-from dlframe.images import images
-from dlframe.optimization import Optimization
-from dlframe.priors import prior
-from dlframe.run import Run
-from dlframe.specs import Part
-from dlframe.vae import VAE
-
-def wait(what):
-    "Here, until somebody has killed this kernel"
-    here = Path(str(run.folder) + what)
-    if here.exists(): return
-    here.touch()
-    time.sleep(1000)
-
-class Stay(Part, pl.Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if pl_module.counters['steps'] == 17: wait('.in-training')''',
-'''pl.seed_everything(0, verbose=False)
-vae = VAE(encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16]), prior('standard_normal', 2), beta=beta)
-run = Run(Optimization(vae, images('digits')), train_for, [Evaluate(Terms('valid'), '10 steps')], log_every='3 steps', save_every='5 steps', callbacks=[Stay()], parameters=settings)
-run = run.fit()''', "wait('.after-training')", 'print(run.optimization.counters["steps"], "steps")']
-
-def trial_page(folder, sources=TRIAL, declared="beta: float = 1.\ntrain_for: str = '30 steps'"):
-    cells = [new_code_cell(declared, metadata={'tags': ['parameters']}), *map(new_code_cell, sources)]
-    write(new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), folder/'trial.ipynb')
-
-def statuses(notebook): return [c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells']]
-
 def test_a_trial_that_is_given_out_again(home, metadata, tmp_path):
     "Killed in the middle of training, and when only the rest of the notebook was missing: the same command ends as if nobody had disturbed it"
     runs, root = tmp_path/'runs/sweep', tmp_path/'runs'
-    runs.mkdir(parents=True), trial_page(tmp_path)
+    runs.mkdir(parents=True), trial_page(tmp_path/'trial.ipynb')
     run, alone, notebook = runs/'x7k2-0003', runs/'alone', runs/'x7k2-0003.ipynb'
-    for where in 'in-training', 'after-training': (runs/f'alone.{where}').touch()
-    def trial(name):
+        def trial(name):
         env = environment(home, RUNS_ROOT=root, PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}', WANDB_SWEEP_ID='sweep', WANDB_RUN_ID=name, WANDB_MODE='offline')
-        return background([sys.executable, '-m', 'papermill', '--no-progress-bar', '--engine', 'dlframe', 'trial.ipynb', runs/f'{name}.ipynb'], env, tmp_path)
+        stays = 'in training, after training' if name == run.name else ''
+        return background([sys.executable, '-m', 'papermill', '--no-progress-bar', '--engine', 'dlframe', 'trial.ipynb', runs/f'{name}.ipynb', '-p', 'stays', stays], env, tmp_path)
     undisturbed = trial('alone')
-    for where, was, cells in ('in-training', 'cut short', ['completed']*2 + ['running', 'pending', 'pending']), ('after-training', 'finished', ['completed']*3 + ['running', 'pending']):
+    for where, was, cells in ('in training', 'cut short', ['completed']*2 + ['running', 'pending']), ('after training', 'finished', ['completed']*3 + ['running']):
         process = trial(run.name)
-        waiting(lambda: (runs/f'{run.name}.{where}').exists() or process.poll() is not None)
+        waiting(lambda: stayed(run, where) or process.poll() is not None)
         assert process.poll() is None, process.stdout.read()
         process.kill(), os.kill(recorded(run)['process'], signal.SIGKILL), process.wait() # papermill and its kernel
         waiting(lambda: state(run) == was)
@@ -175,7 +137,7 @@ def test_a_trial_that_is_given_out_again(home, metadata, tmp_path):
     before = left(run)
     for process in trial(run.name), undisturbed: assert process.wait(timeout=120) == 0, process.stdout.read()
     assert left(run) == before and 'finished before, after step 30' in notebook.read_text() # nothing was trained
-    assert statuses(notebook) == ['completed']*5 and '30 steps' in notebook.read_text()
+    assert statuses(notebook) == ['completed']*4 and '30 steps' in notebook.read_text()
     assert numbers(run) == numbers(alone) and weights(run) == weights(alone)
     assert [r['steps'] for r in json.loads((run/'manifest.json').read_text())['resumed']] == [15]
 

@@ -414,7 +414,7 @@ def _tell(end, done):
     with suppress(Exception), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         if not _answers(wandb.setup().settings.base_url): return
         if not _told(end):
-            settings = wandb.Settings(silent=True, console='off', init_timeout=10, x_disable_stats=True, disable_code=True, disable_git=True)
+            settings = wandb.Settings(silent=True, console='off', init_timeout=30, x_disable_stats=True, disable_code=True, disable_git=True)
             run = wandb.run or wandb.init(dir=folder, resume='allow', settings=settings)
             if end == 'preempted': run.mark_preempting()
             if not _finish(run, ends.get(end, 1), 5.): return
@@ -422,7 +422,7 @@ def _tell(end, done):
 
 def report(
     end:str, # `'finished'`, `'failed'`, `'stopped'` by somebody, or `'preempted'`: to be given out again
-    patience:float=30. # Seconds
+    patience:float=60. # Seconds that it may take, as long as the server answers
 ) -> bool: # Does it know?
     "Tell W&B how the trial of a sweep that this process is part of ended; raises nothing"
     done = []

@@ -264,6 +264,7 @@ def start(self:Run,
         raise SystemExit(128 + number)
     return self
 
+# %% ../nbs/42_run.ipynb #660bb55c
 @patch
 def train(self:Run,
     trainer:pl.Trainer, # Lightning's

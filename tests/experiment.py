@@ -124,7 +124,7 @@ def stay(where, asked=lambda: False):
     here, end = Path(f'{run.folder}.stayed {where}'), time.monotonic() + 300
     if where not in stays or here.exists(): return
     here.write_text(str(os.getppid()))
-    while not asked() and time.monotonic() < end: time.sleep(.01)
+    while here.read_text() != 'go' and not asked() and time.monotonic() < end: time.sleep(.01)
 
 class Stay(Part, pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -148,5 +148,7 @@ def stayed(run, where):
     "The process of papermill, once its kernel waits there"
     at = run.with_name(f'{run.name}.stayed {where}')
     return int(at.read_text() or 0) if at.exists() else 0
+
+def go(run, where): run.with_name(f'{run.name}.stayed {where}').write_text('go')
 
 def statuses(notebook): return [c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells'] if 'injected-parameters' not in c['metadata']['tags']]

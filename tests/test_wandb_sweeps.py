@@ -4,7 +4,7 @@ import json, os, signal, subprocess, sys, time
 import pytest
 import test_wandb
 import yaml
-from experiment import attentive, numbers, once, stayed, statuses, trial_page, weights
+from experiment import attentive, go, numbers, once, stayed, statuses, trial_page, weights
 from tree import BIN, ROOT, run as tool
 from wandb_stub import ENTITY, server
 
@@ -22,7 +22,7 @@ def metadata(tmp_path_factory):
 class Sweeps:
     "A folder with a notebook, and a server of W&B"
     def __init__(self, home, metadata, service):
-        self.home, self.stub, self.runs, self.started = home, service.stub, home/'runs', []
+        self.home, self.server, self.stub, self.runs, self.started = home, service, service.stub, home/'runs', []
         self.env = test_wandb.environment(home, service.url, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}', WANDB_DIR=str(home), MPLCONFIGDIR=str(metadata/'fonts'), WANDB_AGENT_DISABLE_FLAPPING='true', WANDB__FILE_STREAM_TRANSMIT_INTERVAL='1')
         trial_page(home/'trial.ipynb')
         (home/'nbs').symlink_to(ROOT/'nbs')
@@ -135,3 +135,22 @@ def test_a_trial_that_is_given_out_again(sweeps):
     assert sweeps.run(1)['ended'] == ['preempting', 1, 0, 'preempting', 1, 0]
     assert sweeps.states() == ['finished']*2 and statuses(sweeps.notebook(1)) == ['completed']*4
     assert numbers(sweeps.folder(0)) == numbers(sweeps.folder(1)) and weights(sweeps.folder(0)) == weights(sweeps.folder(1))
+
+def test_a_trial_without_a_server(sweeps):
+    "It is gone before a trial has come to W&B, and in the middle of training: training goes on, and the notebook says how to send what is missing"
+    agent = sweeps.start(sweeps.file(), {'logger': 'wandb'}, {'logger': 'wandb', 'stays': 'in training'})
+    for i in range(2):
+        sweeps.wait(lambda: stayed(sweeps.folder(1), 'in training') if i else sweeps.stub.given, agent)
+        sweeps.server.become('gone')
+        if i: go(sweeps.folder(1), 'in training')
+        sweeps.wait(lambda: sweeps.notebook(i).exists() and {*statuses(sweeps.notebook(i))} == {'completed'}, agent)
+        sweeps.server.become(None)
+    assert [state(sweeps.folder(i)) for i in range(2)] == ['finished']*2 and numbers(sweeps.folder(0)) == numbers(sweeps.folder(1))
+    for i in range(2): assert 'send it later with `' in sweeps.notebook(i).read_text() and 'wandb sync' in sweeps.notebook(i).read_text()
+    assert (0 < len(sweeps.run(1)['history'])) and not sweeps.run(0)['history']
+
+def test_a_failure_that_cannot_be_told(sweeps):
+    "Without a server the error is what it was, and soon"
+    env = {**sweeps.env, 'WANDB_BASE_URL': 'http://127.0.0.1:9', 'WANDB_SWEEP_ID': 'sweep', 'WANDB_RUN_ID': 'r'}
+    r = subprocess.run([sys.executable, '-m', 'papermill', '--engine', 'dlframe', 'trial.ipynb', 'out.ipynb', '-p', 'lr', 'many'], cwd=sweeps.home, env=env, text=True, capture_output=True)
+    assert r.returncode == 1 and r.stderr.splitlines()[-1] == "ParameterError: `lr` must be of type float, got 'many'"

@@ -382,6 +382,7 @@ def _end(run_id):
     wandb.setup().ensure_service().inform_finish(run_id) # completes its file
     _forget() # makes an end of waiting for an answer
 
+# %% ../nbs/33_loggers.ipynb #400116c0
 ends = {'success': 0, 'finished': 0, 'interrupted': 255, 'stopped': 255} # W&B's own number for what somebody has stopped; all other ends are 1, failed
 
 @patch

@@ -332,6 +332,7 @@ def fetch(self:Run) -> None:
     o.on_load_checkpoint(read_checkpoint(self.folder/'checkpoints/last.ckpt'))
     o.interrupted, o.position = not (self.folder/'checkpoints/model.safetensors').exists(), None
 
+# %% ../nbs/42_run.ipynb #f59795b8
 def requeue() -> None:
     "Ask SLURM, which has sent its warning, to start this job again; outside of SLURM nothing happens"
     if not SLURMEnvironment.detect(): return

@@ -151,4 +151,4 @@ def stayed(run, where):
 
 def go(run, where): run.with_name(f'{run.name}.stayed {where}').write_text('go')
 
-def statuses(notebook): return [c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells'] if 'injected-parameters' not in c['metadata']['tags']]
+def statuses(notebook): return [c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells'] if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata']['tags']]

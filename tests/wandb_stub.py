@@ -104,7 +104,7 @@ def UpsertBucket(stub, v, url):
     new = (project, name) not in stub.runs
     run = stub.run(project, name)
     run['config'].update(json.loads(v.get('config') or '{}'))
-    run['state'] = 'running'
+    if run['state'] != 'preempting': run['state'] = 'running'
     run['displayName'], run['sweep'] = v.get('displayName') or run['displayName'], v.get('sweep') or run['sweep']
     return {'upsertBucket': {'inserted': new, 'bucket': bucket(run)}}
 

@@ -7,7 +7,7 @@ __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', '
            'check_launch', 'settings_kept', 'Live', 'rerun', 'main']
 
 # %% ../nbs/42_run.ipynb #a2b08201
-import argparse, inspect, logging, os, platform, re, secrets, shutil, signal, subprocess, sys, threading, time, warnings
+import argparse, inspect, json, logging, os, platform, secrets, shutil, signal, subprocess, sys, threading, time, warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,11 +31,11 @@ from .entries import Figure
 from .evaluation import batches, observe
 from .files import save_whole, verify
 from .loading import curves, find_folder, load_weights
-from .loggers import Loggers, logger as make_logger, read_metrics
+from .loggers import Loggers, logger as make_logger, read_metrics, report
 from .models import Plays, check_terms
 from .optimization import Optimization
 from .specs import Part, build, override, parse, read, spec, write
-from .status import claim, record, recorded, requeue, state
+from .status import claim, find_trial, folder_name, online, record, recorded, requeue, state
 from .triggers import Duration, check_unit, duration
 
 # %% ../nbs/42_run.ipynb #b374b220
@@ -71,7 +71,7 @@ class Run(Part):
         optimization:Optimization, # Model, data, optimizer
         train_for:str, # How long: `'2 epochs'`, `'30 minutes'`, `'5000 steps'`
         evaluations:Sequence[Evaluate]=(), # What to look at, and when
-        name:str|None=None, # Of the folder; by default the date, the time and four random digits, so that agents never meet
+        name:str|None=None, # Of the folder; by default a trial's sweep and run, outside of sweeps the date, the time and four random digits
         project:str='dlframe', # What it belongs to, for loggers that group runs
         seed:int=0, # Of the order of batches, the noise, everything random
         logger:str='files', # `'files'`, or `'tensorboard'` or `'wandb'` besides
@@ -91,11 +91,11 @@ class Run(Part):
         for argument in 'train_for', 'log_every', 'save_every': check_unit(getattr(self, argument), optimization.counters, argument)
         self.log_reduce = known('log_reduce', log_reduce, ('mean', 'last'))
         for option in self.trainer: known('trainer', option, _trainer_options())
-        self.name, self.logger = name or f'{time.strftime("run-%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}', make_logger(logger)
-        if not re.fullmatch(r'\w[\w .,=+@-]*', self.name) or len(self.name.encode()) > 200: raise ValueError(f"`name` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got {shown(self.name)}")
+        self.logger, self.trial = make_logger(logger), None if name else find_trial()
+        self.name = folder_name('name', name or (self.trial or [f'{time.strftime("run-%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}'])[-1])
 
     @property
-    def folder(self): return self.__dict__.get('place') or find_device().runs_root/self.name
+    def folder(self): return self.__dict__.get('place') or find_device().runs_root.joinpath(*(self.trial or [self.name]))
 
     def manifest(self) -> dict: # Plain data
         "What `build` needs to make this run again, and what else is known of it"
@@ -241,11 +241,16 @@ def settings_kept():
 
 # %% ../nbs/42_run.ipynb #2bbd11ef
 @patch
-def fit(self:Run,
+def fit(self:Run) -> 'Run': # Itself
+    "Train; raises before anything is written if something is wrong with the run, and `SystemExit` after a signal that asks the process to go"
+    return self.take_up() if self.trial and (self.folder/'manifest.json').exists() else self.start()
+
+@patch
+def start(self:Run,
     checkpoint:Path|None=None, # Go on from here, in the folder that is there
     resumed:dict|None=None # Its manifest
 ) -> 'Run': # Itself
-    "Train; raises before anything is written if something is wrong with the run, and `SystemExit` after a signal that asks the process to go"
+    "Train, now that it is known from where"
     with quiet_lightning(), settings_kept():
         try:
             trainer = self.make_trainer()
@@ -258,18 +263,20 @@ def fit(self:Run,
         raise SystemExit(128 + number)
     return self
 
+# %% ../nbs/42_run.ipynb #660bb55c
 @patch
 def train(self:Run,
     trainer:pl.Trainer, # Lightning's
     checkpoint:Path|None # Where to go on from
 ) -> None:
     "Let Lightning train, and say what became of it"
-    self.logger.folder, self.started, patient = self.folder, False, Interrupt() # an interrupt is for those who train
+    self.logger.folder, self.started, patient, complete = self.folder, False, Interrupt(), False # an interrupt is for those who train
     if forked(trainer): patient.on_train_start(trainer, self.optimization)
     try:
         trainer.fit(self.optimization, ckpt_path=checkpoint, weights_only=True)
         self.fetch() if forked(trainer) else self.end(trainer)
         trainer.strategy.barrier() # nobody reads the folder before it is complete
+        complete = not self.optimization.interrupted
     except BaseException as e:
         for process in getattr(trainer.strategy.launcher, 'procs', []): process.kill() # they would wait for this one
         if trainer.is_global_zero: self.failed(e)
@@ -281,7 +288,7 @@ def train(self:Run,
         raise KeyboardInterrupt from None
     finally:
         patient.on_fit_end(trainer, self.optimization)
-        if trainer.is_global_zero: self.logger.close()
+        if trainer.is_global_zero: self.close(complete)
 
 # %% ../nbs/42_run.ipynb #e15c6aeb
 @patch
@@ -295,12 +302,19 @@ def end(self:Run,
         try: safetensors.torch.save_model(o.model, str(path))
         except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
     if o.interrupted:
-        self.logger.finalize('preempted' if o.stopped_by else 'interrupted')
+        self.logger.finalize('stopped' if o.stopped_by == signal.SIGTERM and find_trial() else 'preempted' if o.stopped_by else 'interrupted') # an agent stops what is not worth going on
         record(self.folder, 'interrupted', steps=o.counters['steps'], signal=o.stopped_by and signal.Signals(o.stopped_by).name)
         print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})", flush=True)
-    else:
-        save_whole(save, weights, self.folder)
-        record(self.folder, 'finished', steps=o.counters['steps'])
+    else: save_whole(save, weights, self.folder)
+
+@patch
+def close(self:Run,
+    complete:bool # Is all of it done?
+) -> None:
+    "Let the loggers hand on what they have, then say that the run is finished: one that is killed while it uploads goes on with that"
+    try: self.logger.close()
+    finally:
+        if complete: record(self.folder, 'finished', steps=self.optimization.counters['steps'])
 
 @patch
 def failed(self:Run,
@@ -358,6 +372,14 @@ def plot(self:Run,
     return curves(read_metrics(self.folder), x)
 
 # %% ../nbs/42_run.ipynb #9d849923
+@contextmanager
+def _claimed(folder):
+    "The lock on a run's folder, in the process that writes"
+    lock = claim(folder) if rank_zero_only.rank == 0 else None
+    try: yield lock
+    finally:
+        if lock: lock.release()
+
 @patch(cls_method=True)
 def resume(cls:Run,
     folder:str|Path, # Of a run, or a run of W&B, `'entity/project/run_id'`, which goes on there under its id
@@ -367,37 +389,37 @@ def resume(cls:Run,
     "Go on with a run, in its folder; raises `FileNotFoundError` if none is there, `InUse` if it is running, `ValueError` if it is finished or damaged"
     folder = find_folder(folder, ['checkpoints/last.ckpt']).absolute()
     if not (folder/'manifest.json').is_file(): raise FileNotFoundError(f"`folder` must be that of a run, got {folder} without manifest.json")
-    lock = claim(folder) if rank_zero_only.rank == 0 else None
-    try: return cls.go_on(folder, train_for, packages, lock)
-    finally:
-        if lock: lock.release()
+    with _claimed(folder) as lock:
+        manifest = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages)
+        run = _built(manifest, packages)
+        run.place, run.parameters, run.lock = folder, dict(manifest.get('parameters') or {}), lock
+        return run.go_on(manifest, bool(train_for))
 
 # %% ../nbs/42_run.ipynb #0dbef531
-@patch(cls_method=True)
-def go_on(cls:Run,
-    folder:Path, # Of a run
-    train_for:str|None, # How long altogether
-    packages:Iterable[str], # Packages to trust
-    lock # On the folder, in the process that writes
+@patch(as_prop=True)
+def done(self:Run) -> bool: # Does its folder say that it is finished?
+    "True if nothing is left to do, and all of it is there"
+    return recorded(self.folder).get('state', 'finished') == 'finished' and (self.folder/'checkpoints/model.safetensors').exists()
+
+@patch
+def go_on(self:Run,
+    manifest:Mapping, # Of its folder, to which nobody else writes
+    longer:bool=False # Has somebody said how long?
 ) -> Run: # Finished
-    "`resume`, when the folder is there and nobody else writes to it"
-    manifest, weights = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages), folder/'checkpoints/model.safetensors'
+    "Train on from the newest checkpoint in the folder; raises `ValueError` if nothing is left to do"
+    folder, unit, end, done = self.folder, self.train_for.unit, self.train_for.amount, self.done
     try: checkpoint, saved = newest(folder)
     except FileNotFoundError: # it was killed before its first
-        if weights.exists() or (folder/'metrics.csv').exists() and len(read_metrics(folder)): raise # it had one
+        if (folder/'checkpoints/model.safetensors').exists() or (folder/'metrics.csv').exists() and len(read_metrics(folder)): raise # it had one
         checkpoint, saved = None, {'counters': {}}
         (folder/'metrics.csv').unlink(missing_ok=True)
-    run = _built(manifest, packages)
-    run.place, run.parameters, run.lock, unit = folder, dict(manifest.get('parameters') or {}), lock, run.train_for.unit
-    if checkpoint: run.take(checkpoint, saved)
-    now, end, finished = saved['counters'].get(unit, 0), run.train_for.amount, recorded(folder).get('state', 'finished') == 'finished' and weights.exists()
-    if now >= end and (finished or train_for and now > end): # else its last step was made and its end was not
-        raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{run.train_for}'")
-    over = saved.get('over') is True and not train_for
-    if over and finished: raise ValueError(f"`train_for` must be given to go on with a run that ended early, after {now:g} {unit} of '{run.train_for}', got None")
-    run.over = over
-    earlier = manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
-    return run.fit(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
+    if checkpoint: self.take(checkpoint, saved)
+    now, over = saved['counters'].get(unit, 0), saved.get('over') is True and not longer
+    if now >= end and (done or longer and now > end): # else its last step was made and its end was not
+        raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{self.train_for}'")
+    if over and done: raise ValueError(f"`train_for` must be given to go on with a run that ended early, after {now:g} {unit} of '{self.train_for}', got None")
+    self.over, earlier = over, manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
+    return self.start(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
 
 # %% ../nbs/42_run.ipynb #96fd4512
 @patch
@@ -420,6 +442,45 @@ def _built(manifest, packages):
     run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
     if not isinstance(run, Run): raise ValueError(f"`run` must describe a run, got {shown(run)}")
     return run
+
+# %% ../nbs/42_run.ipynb #d5698278
+@patch
+def take_up(self:Run) -> 'Run': # Finished
+    "`fit`, in a trial that has been here before: go on, or if the run is finished have its weights; raises `ValueError` if it is another run"
+    with _claimed(self.folder) as lock:
+        manifest = read(verify(self.folder/'manifest.json'))
+        self.check_same(manifest)
+        if self.done: return self.recall()
+        self.lock = lock
+        return self.go_on(manifest)
+
+@patch
+def recall(self:Run) -> 'Run': # As it was after training
+    "Take weights, counters and random generators from the folder of a finished run"
+    o, (_, saved) = self.optimization, newest(self.folder)
+    o.on_load_checkpoint(saved)
+    load_weights(o.model, self.folder/'checkpoints/model.safetensors')
+    o.interrupted, o.position, o.stopped_by, o.random = False, None, None, saved['random'][0]
+    o.restore_random()
+    if online(): report('finished') # again, for W&B has given it out
+    print(f'finished before, after step {o.counters["steps"]}: nothing is left to train', flush=True)
+    return self
+
+# %% ../nbs/42_run.ipynb #bb28437e
+def _changed(was, now, path):
+    "The first place where plain data differ, and what is there"
+    if not (isinstance(was, Mapping) and isinstance(now, Mapping)): return None if json.dumps(was) == json.dumps(now) else (path, was, now)
+    return next(filter(None, (_changed(was.get(k), now.get(k), f'{path}.{k}') for k in {**was, **now})), None)
+
+@patch
+def check_same(self:Run,
+    manifest:Mapping # Of the folder
+) -> None:
+    "Raise `ValueError`, naming the first difference, if that is another run than this one"
+    mine, theirs = json.loads(json.dumps(self.manifest())), dict(manifest)
+    for one, other in ((mine, theirs), (theirs, mine)): one['parameters'] = {k: v for k, v in (one.get('parameters') or {}).items() if k in (other.get('parameters') or {})}
+    for part in 'model', 'data', 'optimization', 'run', 'parameters':
+        if found := _changed(theirs.get(part), mine[part], part): raise ValueError(f"`name` must be given to the second run of a trial: {self.folder} holds one whose {found[0]} is {shown(found[1])}, got {shown(found[2])}")
 
 # %% ../nbs/42_run.ipynb #b68f59f0
 def rerun(

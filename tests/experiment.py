@@ -4,6 +4,8 @@ from pathlib import Path
 
 from filelock import FileLock
 from jupyter_client import KernelManager
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_notebook
 from tree import BIN, ROOT
 
 PAGE = 'nbs/experiments/train.ipynb'
@@ -90,3 +92,63 @@ def numbers(run):
     return [{k: v for k, v in r.items() if k != 'seconds'} for r in rows if not r['name'].startswith('seconds/')]
 
 def weights(run): return (run/'checkpoints/model.safetensors').read_bytes()
+
+# A small trial of a sweep, which stays where it is, or fails, as it is asked to
+
+DECLARED = '''beta: float = 1.
+lr: float = 1e-3
+train_for: str = '30 steps'
+logger: str = 'files'
+stays: str = '' # Once: 'in training', 'after training', or both
+fails: str = '' # 'early', 'killed', in 'training', 'late\''''
+
+TRIAL = ['''if fails == 'early': import nothing_of_this_name
+from dlframe.params import parameters
+settings = parameters()
+import os, time
+from pathlib import Path
+if fails == 'killed': os.kill(os.getpid(), 9)
+import pytorch_lightning as pl
+from dlframe.architectures import decoder, encoder
+from dlframe.callbacks import Evaluate
+from dlframe.evaluation import Terms
+from dlframe.images import images
+from dlframe.optimization import Optimization
+from dlframe.priors import prior
+from dlframe.run import Run
+from dlframe.specs import Part
+from dlframe.vae import VAE
+
+def stay(where, asked=lambda: False):
+    "Here, the first time, until this kernel is asked to go, or killed"
+    here, end = Path(f'{run.folder}.stayed {where}'), time.monotonic() + 300
+    if where not in stays or here.exists(): return
+    here.write_text(str(os.getppid()))
+    while here.read_text() != 'go' and not asked() and time.monotonic() < end: time.sleep(.01)
+
+class Stay(Part, pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if pl_module.counters['steps'] != 17: return
+        if fails == 'training': raise OSError('the cable')
+        stay('in training', lambda: pl_module.asked_to_stop)''',
+'''pl.seed_everything(0, verbose=False)
+vae = VAE(encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16]), prior('standard_normal', 2), beta=beta)
+run = Run(Optimization(vae, images('digits'), lr=lr), train_for, [Evaluate(Terms('valid'), '10 steps')], project='test', log_every='3 steps', save_every='5 steps', logger=logger, callbacks=[Stay()])
+run = run.fit()''',
+'''stay('after training')
+assert fails != 'late', 'nothing was learned'
+print(run.optimization.counters['steps'], 'steps')''']
+
+def trial_page(to):
+    "Write it"
+    cells = [new_code_cell(DECLARED, metadata={'tags': ['parameters']}), *map(new_code_cell, TRIAL)]
+    write(new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), to)
+
+def stayed(run, where):
+    "The process of papermill, once its kernel waits there"
+    at = run.with_name(f'{run.name}.stayed {where}')
+    return int(at.read_text() or 0) if at.exists() else 0
+
+def go(run, where): run.with_name(f'{run.name}.stayed {where}').write_text('go')
+
+def statuses(notebook): return [c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells'] if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata']['tags']]

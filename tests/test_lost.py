@@ -1,10 +1,10 @@
 "Nothing is lost: runs that are killed, asked to go, on disks that are full or closed, wanted by two, or led astray by their own loss"
-import os, re, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from experiment import PAGE, attentive, environment, left, once, papermill, start
+from experiment import PAGE, attentive, environment, left, numbers, once, papermill, start, statuses, stayed, trial_page, weights
 from tree import ROOT, run as tool
 
 from dlframe.callbacks import newest
@@ -114,6 +114,32 @@ def manifest(tmp_path_factory, home):
         r = papermill(PAGE, to/'out.ipynb', environment(home, RUNS_ROOT=to/'runs'), name='small', train_for='30 steps', log_every='3 steps', save_every='5 steps', evaluate_every='10 steps')
         assert r.returncode == 0, r.stderr
     return once(tmp_path_factory, 'small', make)/'runs/small/manifest.json'
+
+# Given out again
+
+def test_a_trial_that_is_given_out_again(home, metadata, tmp_path):
+    "Killed in the middle of training, and when only the rest of the notebook was missing: the same command ends as if nobody had disturbed it"
+    runs, root = tmp_path/'runs/sweep', tmp_path/'runs'
+    runs.mkdir(parents=True), trial_page(tmp_path/'trial.ipynb')
+    run, alone, notebook = runs/'x7k2-0003', runs/'alone', runs/'x7k2-0003.ipynb'
+        def trial(name):
+        env = environment(home, RUNS_ROOT=root, PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}', WANDB_SWEEP_ID='sweep', WANDB_RUN_ID=name, WANDB_MODE='offline')
+        stays = 'in training, after training' if name == run.name else ''
+        return background([sys.executable, '-m', 'papermill', '--no-progress-bar', '--engine', 'dlframe', 'trial.ipynb', runs/f'{name}.ipynb', '-p', 'stays', stays], env, tmp_path)
+    undisturbed = trial('alone')
+    for where, was, cells in ('in training', 'cut short', ['completed']*2 + ['running', 'pending']), ('after training', 'finished', ['completed']*3 + ['running']):
+        process = trial(run.name)
+        waiting(lambda: stayed(run, where) or process.poll() is not None)
+        assert process.poll() is None, process.stdout.read()
+        process.kill(), os.kill(recorded(run)['process'], signal.SIGKILL), process.wait() # papermill and its kernel
+        waiting(lambda: state(run) == was)
+        assert statuses(notebook) == cells
+    before = left(run)
+    for process in trial(run.name), undisturbed: assert process.wait(timeout=120) == 0, process.stdout.read()
+    assert left(run) == before and 'finished before, after step 30' in notebook.read_text() # nothing was trained
+    assert statuses(notebook) == ['completed']*4 and '30 steps' in notebook.read_text()
+    assert numbers(run) == numbers(alone) and weights(run) == weights(alone)
+    assert [r['steps'] for r in json.loads((run/'manifest.json').read_text())['resumed']] == [15]
 
 # Disks
 

@@ -1,17 +1,21 @@
-"A server of W&B on loopback, as much of one as the client needs to log, resume and read back runs; it keeps what it is told in memory"
+"A server of W&B on loopback, as much of one as the client and its agents need to log, resume and read back runs, and to sweep; it keeps what it is told in memory"
 import gzip, json, re, sys, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote, urlsplit
 
+import yaml
+
 ENTITY, KEY = 'somebody', '0123456789abcdef'*2 + '01234567'
 
 class Stub:
     "What the server knows"
-    def __init__(self): self.runs, self.asked, self.unknown, self.refuses, self.trouble, self.last, self.lock = {}, [], [], False, None, None, threading.RLock()
+    def __init__(self):
+        self.runs, self.asked, self.unknown, self.refuses, self.trouble, self.last, self.lock = {}, [], [], False, None, None, threading.RLock()
+        self.sweeps, self.agents, self.queue, self.stopped, self.given = {}, {}, [], set(), []
 
     def run(self, project, name):
-        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'ended': []})
+        return self.runs.setdefault((project, name), {'project': project, 'name': name, 'displayName': name, 'config': {}, 'history': [], 'summary': {}, 'files': {}, 'sweep': None, 'state': 'running', 'ended': []})
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
@@ -76,9 +80,13 @@ class Handler(BaseHTTPRequestHandler):
         run, files = stub.run(project, name), told.get('files', {})
         history = files.get('wandb-history.jsonl', {'offset': 0, 'content': []})
         run['history'][history['offset']:history['offset'] + len(history['content'])] = map(json.loads, history['content'])
-        if told.get('preempting'): run['ended'].append('preempting')
+        if told.get('preempting'):
+            run['ended'].append('preempting')
+            run['state'] = 'preempting'
         for row in files.get('wandb-summary.json', {}).get('content', []): run['summary'] = json.loads(row)
-        if told.get('complete'): run['ended'].append(told.get('exitcode'))
+        if told.get('complete'):
+            run['ended'].append(told.get('exitcode'))
+            run['state'] = {0: 'finished', 255: 'killed'}.get(told.get('exitcode'), 'preempted' if run['state'] == 'preempting' else 'failed')
         self.answer({'exitcode': None, 'limits': {}})
 
 def resolver(f): return resolvers.setdefault(f.__name__, f)
@@ -96,6 +104,7 @@ def UpsertBucket(stub, v, url):
     new = (project, name) not in stub.runs
     run = stub.run(project, name)
     run['config'].update(json.loads(v.get('config') or '{}'))
+    if run['state'] != 'preempting': run['state'] = 'running'
     run['displayName'], run['sweep'] = v.get('displayName') or run['displayName'], v.get('sweep') or run['sweep']
     return {'upsertBucket': {'inserted': new, 'bucket': bucket(run)}}
 
@@ -130,11 +139,65 @@ def RunFiles(stub, v, url):
     edges = [{'cursor': f, 'node': {'id': f, 'name': f, 'url': (at := f"{url}/kept/{v['project']}/{v['name']}/{quote(f)}"), 'directUrl': at, 'sizeBytes': len(run['files'][f]), 'mimetype': '', 'updatedAt': None, 'md5': ''}} for f in kept]
     return {'project': {'internalId': '1', 'run': {'fileCount': len(kept), 'files': {'edges': edges, 'pageInfo': {'endCursor': '', 'hasNextPage': False}}}}}
 
+def known_sweep(stub, project, name):
+    "What `wandb sweep` has made, or what runs said that they belong to"
+    runs = [r for (p, _), r in stub.runs.items() if p == project and r['sweep'] == name]
+    if not runs and name not in stub.sweeps: return None
+    config = stub.sweeps.get(name, 'method: grid')
+    return {'__typename': 'Sweep', 'id': name, 'name': name, 'displayName': name, 'method': yaml.safe_load(config)['method'], 'state': 'RUNNING', 'description': '', 'bestLoss': None, 'config': config, 'createdAt': '2026-01-01T00:00:00',
+            'updatedAt': None, 'heartbeatAt': None, 'earlyStopJobRunning': False, 'controller': None, 'scheduler': None, 'runCount': len(runs), 'runCountExpected': None, 'runs': {'edges': []}}
+
 @resolver
-def GetSweep(stub, v, url):
-    runs = [r for (p, _), r in stub.runs.items() if p == v['project'] and r['sweep'] == v['name']]
-    sweep = {'__typename': 'Sweep', 'id': v['name'], 'name': v['name'], 'displayName': v['name'], 'method': 'grid', 'state': 'RUNNING', 'description': '', 'bestLoss': None, 'config': getattr(stub, 'sweep_files', {}).get(v['name'], 'method: grid'), 'createdAt': '2026-01-01T00:00:00', 'updatedAt': None, 'runCount': len(runs), 'runCountExpected': None}
-    return {'project': {'sweep': sweep if runs else None}}
+def GetSweep(stub, v, url): return {'project': {'sweep': known_sweep(stub, v['project'], v['name'])}}
+
+@resolver
+def SweepWithRuns(stub, v, url): return {'project': {'sweep': known_sweep(stub, v['project'], v['sweep'])}}
+
+@resolver
+def UpsertSweep(stub, v, url):
+    name = f'sweep{len(stub.sweeps) + 1}'
+    stub.sweeps[name] = v['config']
+    return {'upsertSweep': {'sweep': {'name': name, 'project': project_of(v['projectName'])}, 'configValidationWarnings': []}}
+
+@resolver
+def CreateAgent(stub, v, url):
+    name = f'agent{len(stub.agents) + 1}'
+    stub.agents[name] = {'sweep': v['sweep'], 'project': v['projectName'], 'runs': set()}
+    return {'createAgent': {'agent': {'id': name}}}
+
+@resolver
+def Heartbeat(stub, v, url):
+    "An agent says what it runs, and is told what to run or stop: what was preempted first, then what is in `stub.queue`, a configuration each; when nothing is left it may go"
+    agent, active = stub.agents[v['id']], {*json.loads(v['runState'])}
+    mine, sweep = {name: stub.runs[agent['project'], name] for name in agent['runs']}, agent['sweep']
+    for name in mine.keys() - active:
+        if mine[name]['state'] in ('pending', 'running'): mine[name]['state'] = 'crashed' # without a word
+    commands = [{'type': 'stop', 'run_id': name} for name in active & (stub.stopped | ended_early(stub, sweep))]
+    again = [name for name, run in mine.items() if run['state'] == 'preempted']
+    if not active and (again or stub.queue): commands.append(give_out(stub, agent, again[0] if again else None))
+    elif not active: commands.append({'type': 'exit'})
+    return {'agentHeartbeat': {'agent': {'id': v['id']}, 'commands': json.dumps(commands)}}
+
+def give_out(stub, agent, name):
+    "A new run, or the one of this name again"
+    config = yaml.safe_load(stub.sweeps[agent['sweep']])
+    if not name:
+        name = f"{agent['sweep']}r{len(stub.given)}"
+        run = stub.run(agent['project'], name)
+        run.update(sweep=agent['sweep'], config={k: {'value': c} for k, c in stub.queue.pop(0).items()}, asked={})
+        run['asked'] = dict(run['config'])
+    run = stub.run(agent['project'], name)
+    run['state'] = 'pending'
+    agent['runs'].add(name), stub.given.append(name)
+    return {'type': 'run', 'id': name, 'run_id': name, 'program': config['program'], 'args': run['asked']}
+
+def ended_early(stub, sweep):
+    "The runs that W&B's own rule would end, by what has arrived of their histories"
+    config, runs = yaml.safe_load(stub.sweeps[sweep]), [r for r in stub.runs.values() if r['sweep'] == sweep]
+    if 'early_terminate' not in config: return set()
+    from sweeps.hyperband_stopping import hyperband_stop_runs
+    from sweeps.run import SweepRun
+    return {run.name for run in hyperband_stop_runs([SweepRun(name=r['name'], state=r['state'], sampledHistory=r['history']) for r in runs], config)}
 
 @resolver
 def Runs(stub, v, url):
@@ -147,7 +210,7 @@ def bucket(run):
     return {'id': f"{run['project']}/{run['name']}", 'name': run['name'], 'displayName': run['displayName'], 'description': '', 'notes': '', 'tags': [], 'group': None, 'jobType': None,
             'config': json.dumps(run['config']), 'summaryMetrics': json.dumps(run['summary']), 'sweepName': run['sweep'], 'sweep': run['sweep'] and {'name': run['sweep']}, 'project': project_of(run['project']), 'projectId': 1,
             'historyLineCount': len(run['history']), 'historyTail': json.dumps([json.dumps(r) for r in run['history'][-1:]]), 'logLineCount': 0, 'eventsLineCount': 0, 'eventsTail': '[]', 'wandbConfig': '{"t": 1}',
-            'state': {None: 'running', 0: 'finished'}.get((run['ended'] or [None])[-1], 'failed'), 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
+            'state': run['state'], 'createdAt': '2026-01-01T00:00:00', 'heartbeatAt': '2026-01-01T00:00:00', 'systemMetrics': '{}', 'historyKeys': {'keys': {}, 'lastStep': len(run['history'])},
             'user': {'name': ENTITY, 'username': ENTITY}, 'readOnly': False, 'commit': None, 'host': None}
 
 class Server(ThreadingHTTPServer):

@@ -105,7 +105,7 @@ def _storage(folder, storage):
     except Exception as e: # a damaged file can fail in any way
         raise ValueError(f"`storage` must be a study of Optuna, got {file.name}: {type(e).__name__}: {shortened(str(e).splitlines()[0] if str(e) else '', 100)}") from None
 
-# %% ../nbs/48_reports.ipynb #6a7e33e2
+# %% ../nbs/48_reports.ipynb #287376df
 def study_trials(
     folder:Path, # Of the sweep, after which the study is called
     storage:str|None=None # Where the study is; by default in `journal.log` in the folder
@@ -115,14 +115,13 @@ def study_trials(
     try: studies = {s.study_name: s._study_id for s in kept.get_all_studies()}
     except Exception as e: raise ValueError(f"`storage` must be a database with studies of Optuna, got one that says {type(e).__name__}") from None
     found = kept.get_all_trials(studies[known('study', folder.resolve().name, studies)], deepcopy=False)
-    return [visit(_of_study(t), folder) for t in found if not t.user_attrs.get('surplus')]
+    return [visit(_of_study(t), folder) for t in found if t.state.name != 'WAITING' or 'config' in t.user_attrs] # the others nobody has begun
 
-# %% ../nbs/48_reports.ipynb #889cf30c
+# %% ../nbs/48_reports.ipynb #fe650872
 def _of_study(t):
     "A trial as Optuna has it"
     told, run = t.user_attrs, str(t.user_attrs.get('run', ''))
-    try: parameters = json.loads(told['config'])
-    except (KeyError, TypeError, ValueError): parameters = t.params or t.system_attrs.get('fixed_params', {})
+    parameters = told.get('config', t.params or t.system_attrs.get('fixed_params', {}))
     values = t.values or ([t.intermediate_values[max(t.intermediate_values)]] if t.intermediate_values else [])
     return Trial(run if run and Path(run).name == run else f'trial {t.number}', states[t.state.name], parameters if isinstance(parameters, dict) else {}, str(told.get('reason', '')),
                  values[0] if len(values) == 1 else None, None if t.duration is None else t.duration.total_seconds())

@@ -256,7 +256,7 @@ def token(
     digits, n = string.digits + string.ascii_lowercase, int(hashlib.sha256(json.dumps([study.study_name, study.user_attrs['sweep']], sort_keys=True).encode()).hexdigest(), 16)
     return ''.join(digits[n // 36**i % 36] for i in range(4))
 
-# %% ../nbs/46_trials.ipynb #b501f636
+# %% ../nbs/46_trials.ipynb #6dfca965
 @patch
 def free(self:Trials,
     run:str # An id
@@ -294,6 +294,7 @@ def _begin(self:Trials, key):
     config = trial.user_attrs.get('config')
     if config is None:
         config = suggest(optuna.Trial(self.study, key), self.sweep)
+        self.storage.set_trial_user_attr(key, 'run', self.run(trial.number))
         self.storage.set_trial_user_attr(key, 'config', config)
     return Taken(trial.number, key, self.run(trial.number), config, len(trial.intermediate_values))
 

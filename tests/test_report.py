@@ -41,7 +41,7 @@ for name, beta in zip(sys.argv[2::2], map(float, sys.argv[3::2])):
 """
 
 trained = {f'x7k2-{i:04d}': beta for i, beta in enumerate([.03, .1, .3, 1., 3.])}
-def given(run, beta, **more): return {'run': run, 'config': json.dumps({'beta': beta, 'z_dim': 4, 'groups': {'encoder': {'lr': .01 if beta < 1 else .1}}}), **more}
+def given(run, beta, **more): return {'run': run, 'config': {'beta': beta, 'z_dim': 4, 'groups': {'encoder': {'lr': .01 if beta < 1 else .1}}}, **more}
 
 def study(folder, storage=None):
     "Of Optuna, called like its folder, with a trial in each state"
@@ -56,8 +56,8 @@ def study(folder, storage=None):
     add(TrialState.FAIL, given('x7k2-0006', 9., reason='FloatingPointError: `loss` must be finite | <b>'))
     add(TrialState.RUNNING, given('x7k2-0007', .5))
     add(TrialState.COMPLETE, given('x7k2-0008', .6), value=-29.5)
-    add(TrialState.WAITING, {})
-    add(TrialState.COMPLETE, given('x7k2-0010', .7, surplus=True), value=99.)
+    add(TrialState.WAITING, given('x7k2-0009', .7))
+    add(TrialState.WAITING, {}) # one too many, which nobody has begun
 
 @pytest.fixture(scope='session')
 def home(tmp_path_factory): return once(tmp_path_factory, 'report home')
@@ -83,7 +83,7 @@ def test_every_trial_is_a_row(sweep):
     before = left(sweep)
     table = trials(sweep)
     assert left(sweep) == before
-    assert dict(zip(table.index, table['state'])) == {**dict.fromkeys(trained, 'finished'), 'x7k2-0005': 'stopped early', 'x7k2-0006': 'failed', 'x7k2-0007': 'cut short', 'x7k2-0008': 'finished', 'trial 9': 'waiting'}
+    assert dict(zip(table.index, table['state'])) == {**dict.fromkeys(trained, 'finished'), 'x7k2-0005': 'stopped early', 'x7k2-0006': 'failed', 'x7k2-0007': 'cut short', 'x7k2-0008': 'finished', 'x7k2-0009': 'waiting'}
     assert {run: why for run, why in table['reason'].items() if why} == {'x7k2-0005': 'stopped early: below the others', 'x7k2-0006': 'FloatingPointError: `loss` must be finite | <b>', 'x7k2-0008': 'its folder is not there'}
     assert table.attrs['parameters'] == ['beta', 'groups.encoder.lr'] and table.loc['x7k2-0006', 'groups.encoder.lr'] == .1
     assert table['valid/elbo'].dropna().is_monotonic_decreasing and table.loc['x7k2-0008', 'valid/elbo'] == -29.5
@@ -157,10 +157,10 @@ def test_report_of_a_sweep_that_has_just_begun(home, tmp_path):
     folder = tmp_path/'new'
     folder.mkdir()
     made = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(folder/'journal.log'))), study_name='new')
-    for _ in range(3): made.add_trial(create_trial(state=TrialState.WAITING))
+    for _ in range(3): made.add_trial(create_trial(state=TrialState.RUNNING))
     good(papermill(REPORT, tmp_path/'report.ipynb', environment(home), sweep=folder))
     said, pictures = shown(tmp_path/'report.ipynb')
-    assert said.startswith('3 trials: 3 waiting. None has logged valid/loss yet.') and said.count('trial 2') == 1
+    assert said.startswith('3 trials: 3 running. None has logged valid/loss yet.') and said.count('trial 2') == 1
     assert pictures == 0 and said.count('`table` must hold') == 6
 
 @pytest.mark.parametrize('values, said', [

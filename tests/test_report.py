@@ -181,8 +181,8 @@ def on_wandb(stub, sweep):
     for run, beta in trained.items():
         numbers = {n: rows[-1][1] for n, rows in logged(sweep/run).items()}
         files = {f: (sweep/run/f).read_bytes() for f in ('manifest.json', 'metrics.csv', 'checkpoints/model.safetensors')}
-        stub.run('test', run).update(sweep='sweep1', ended=[0], files=files, summary={**numbers, '_runtime': 7, 'samples': {'_type': 'image-file'}}, config={'beta': {'value': beta}, 'z_dim': {'value': 4}, 'manifest': {'value': {'run': run}}})
-    stub.run('test', 'x7k2-0009').update(sweep='sweep1', ended=[1], config={'beta': {'value': 9.}, 'z_dim': {'value': 4}})
+        stub.run('test', run).update(sweep='sweep1', ended=[0], state='finished', files=files, summary={**numbers, '_runtime': 7, 'samples': {'_type': 'image-file'}}, config={'beta': {'value': beta}, 'z_dim': {'value': 4}, 'manifest': {'value': {'run': run}}})
+    stub.run('test', 'x7k2-0009').update(sweep='sweep1', ended=[1], state='failed', config={'beta': {'value': 9.}, 'z_dim': {'value': 4}})
     stub.sweeps['sweep1'] = 'method: grid\nmetric: {name: valid/elbo, goal: maximize}'
 
 def test_a_sweep_of_wandb(sweep, tmp_path):

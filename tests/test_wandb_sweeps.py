@@ -4,7 +4,7 @@ import json, os, signal, subprocess, sys, time
 import pytest
 import test_wandb
 import yaml
-from experiment import attentive, go, numbers, once, stayed, statuses, trial_page, weights
+from experiment import attentive, go, numbers, once, stayed, statuses, trial_page
 from tree import BIN, ROOT, run as tool
 from wandb_stub import ENTITY, server
 
@@ -92,14 +92,12 @@ def test_two_trials_of_the_page(sweeps):
     kept = elsewhere/'runs/wandb'/ENTITY/'test'
     assert [line.split()[0] for line in said] == [str(kept/'sweep1r0'), str(kept/'sweep1r1')], said
 
-@pytest.mark.parametrize('engine', [True, False], ids=['engine', 'plain'])
-def test_a_trial_that_fails(engine, sweeps):
+@pytest.mark.parametrize('engine, fails, ended', [(True, 'training', [1]), (True, 'late', [0, 1]), (False, 'late', [0, 1])], ids=['training', 'late', 'late-plain'])
+def test_a_trial_that_fails(engine, fails, ended, sweeps):
     "In training, and in the last assertion, after W&B was told that the run is finished"
-    sweeps.end(sweeps.start(sweeps.file(engine=engine), *({'fails': f, 'logger': 'wandb'} for f in ('training', 'late', ''))))
-    assert sweeps.states() == ['failed', 'failed', 'finished']
-    assert [sweeps.run(i)['ended'] for i in range(3)] == [[1], [0, 1], [0]]
-    assert [state(sweeps.folder(i)) for i in range(3)] == ['failed', 'finished', 'finished']
-    assert ['W&B knows that this trial has failed' in sweeps.notebook(i).read_text() for i in range(3)] == [True, True, False]
+    sweeps.end(sweeps.start(sweeps.file(engine=engine), {'fails': fails, 'logger': 'wandb'}))
+    assert sweeps.states() == ['failed'] and sweeps.run(0)['ended'] == ended
+    assert state(sweeps.folder(0)) == {'training': 'failed', 'late': 'finished'}[fails] and 'W&B knows that this trial has failed' in sweeps.notebook(0).read_text()
 
 def test_a_trial_that_fails_before_there_is_a_run(sweeps):
     "Before anybody in the kernel could say it, by a parameter that is refused, with a kernel that is killed"
@@ -107,34 +105,35 @@ def test_a_trial_that_fails_before_there_is_a_run(sweeps):
     assert sweeps.states() == ['failed']*3 and [sweeps.run(i)['ended'] for i in range(3)] == [[1]]*3
 
 def test_a_trial_that_is_stopped(sweeps):
-    "By W&B's rule, and by somebody: the checkpoint is newer than that, the notebook is kept, nobody gets it again, and the agent goes on"
+    "By somebody, and by W&B's rule: the checkpoint is newer than that, the notebook is kept, nobody gets it again, and the agent goes on"
     sent, file = {}, sweeps.file(early_terminate={'type': 'hyperband', 'min_iter': 1})
     base = {'logger': 'wandb', 'lr': .01}
-    agent = sweeps.start(file, base, {**base, 'lr': 1e-9, 'stays': 'in training'}, {**base, 'stays': 'in training'}, base)
-    for i in 1, 2:
+    agent = sweeps.start(file, {**base, 'stays': 'in training'}, {**base, 'lr': 1e-9, 'stays': 'in training'}, base)
+    for i in range(2):
         sweeps.wait(lambda: stayed(sweeps.folder(i), 'in training'), agent)
         sent[i] = time.time()
-        if i == 2: sweeps.stub.stopped.add('sweep1r2')
+        if not i: sweeps.stub.stopped.add('sweep1r0')
     sweeps.end(agent)
-    assert sweeps.states() == ['finished', 'killed', 'killed', 'finished']
-    assert sweeps.stub.given == [f'sweep1r{i}' for i in range(4)]
-    for i in 1, 2:
+    assert sweeps.states() == ['killed', 'killed', 'finished']
+    assert sweeps.stub.given == [f'sweep1r{i}' for i in range(3)]
+    for i in range(2):
         assert sweeps.run(i)['ended'] == [255]
         assert (sweeps.folder(i)/'checkpoints/last.ckpt').stat().st_mtime > sent[i] and newest(sweeps.folder(i))[1]['counters']['steps'] == 18
         assert recorded(sweeps.folder(i))['signal'] == 'SIGTERM' and statuses(sweeps.notebook(i)) == ['completed']*2 + ['failed', 'pending']
 
 def test_a_trial_that_is_given_out_again(sweeps):
-    "After the warning of a cluster, in training and when only the rest of the notebook was missing; in the end it is the run that nobody disturbed"
-    asked = {'logger': 'wandb', 'train_for': '30 steps'}
-    agent = sweeps.start(sweeps.file(), asked, {**asked, 'stays': 'in training, after training'})
+    "After the warning of a cluster, in training and when only the rest of the notebook was missing, until it is whole, here and at W&B"
+    agent = sweeps.start(sweeps.file(), {'logger': 'wandb', 'stays': 'in training, after training'})
     for where in 'in training', 'after training':
-        sweeps.wait(lambda: stayed(sweeps.folder(1), where), agent)
-        os.kill(stayed(sweeps.folder(1), where), signal.SIGUSR1)
+        sweeps.wait(lambda: stayed(sweeps.folder(0), where), agent)
+        os.kill(stayed(sweeps.folder(0), where), signal.SIGUSR1)
     sweeps.end(agent)
-    assert sweeps.stub.given == ['sweep1r0'] + ['sweep1r1']*3
-    assert sweeps.run(1)['ended'] == ['preempting', 1, 0, 'preempting', 1, 0]
-    assert sweeps.states() == ['finished']*2 and statuses(sweeps.notebook(1)) == ['completed']*4
-    assert numbers(sweeps.folder(0)) == numbers(sweeps.folder(1)) and weights(sweeps.folder(0)) == weights(sweeps.folder(1))
+    assert sweeps.stub.given == ['sweep1r0']*3 and sweeps.states() == ['finished']
+    assert sweeps.run(0)['ended'] == ['preempting', 1, 0, 'preempting', 1, 0]
+    assert statuses(sweeps.notebook(0)) == ['completed']*4
+    rows = [row['steps'] for row in sweeps.run(0)['history'] if 'valid/loss' in row]
+    assert sorted({*rows}) == [0, 10, 20, 30] and [int(r['steps']) for r in numbers(sweeps.folder(0)) if r['name'] == 'valid/loss'] == [0, 10, 20, 30]
+    assert [r['steps'] for r in json.loads((sweeps.folder(0)/'manifest.json').read_text())['resumed']] == [18]
 
 def test_a_trial_without_a_server(sweeps):
     "It is gone before a trial has come to W&B, and in the middle of training: training goes on, and the notebook says how to send what is missing"

@@ -1,5 +1,5 @@
 "A server of W&B on loopback, as much of one as the client and its agents need to log, resume and read back runs, and to sweep; it keeps what it is told in memory"
-import gzip, json, re, sys, threading, time
+import gzip, json, re, sys, threading, time, warnings
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote, urlsplit
@@ -195,8 +195,10 @@ def ended_early(stub, sweep):
     "The runs that W&B's own rule would end, by what has arrived of their histories"
     config, runs = yaml.safe_load(stub.sweeps[sweep]), [r for r in stub.runs.values() if r['sweep'] == sweep]
     if 'early_terminate' not in config: return set()
-    from sweeps.hyperband_stopping import hyperband_stop_runs
-    from sweeps.run import SweepRun
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # it is written for an older pydantic
+        from sweeps.hyperband_stopping import hyperband_stop_runs
+        from sweeps.run import SweepRun
     return {run.name for run in hyperband_stop_runs([SweepRun(name=r['name'], state=r['state'], sampledHistory=r['history']) for r in runs], config)}
 
 @resolver

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['expand', 'environment', 'cores', 'Job', 'history', 'never_logged', 'last_words', 'Agent', 'varied', 'spoken', 'main']
 
-# %% ../nbs/47_agent.ipynb #790c01a3
+# %% ../nbs/47_agent.ipynb #d8bee8e3
 import argparse, csv, ctypes, fcntl, json, math, os, re, shlex, signal, subprocess, sys, time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 from fastcore.basics import patch
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from .checks import nearest, shortened, shown, whole
@@ -151,7 +152,7 @@ def outcome(self:Job) -> tuple[TrialState, float|None, str|None]: # State, value
     if logged is None: return TrialState.FAIL, None, never_logged(run, metric) if not history(run, metric) else f'{metric} was never finite'
     return TrialState.COMPLETE, logged, None
 
-# %% ../nbs/47_agent.ipynb #08068bfe
+# %% ../nbs/47_agent.ipynb #1a7ceb37
 class Agent:
     "Takes trials and runs them, until there are none"
     def __init__(self,
@@ -164,7 +165,7 @@ class Agent:
         say:Callable[[str], object]=lambda text: print(text, flush=True) # Where lines go
     ):
         self.sweep, self.folder, self.trials, self.agents, self.devices, self.most, self.wait, self.say = sweep, folder, trials, trials.agents, list(devices), most, wait, say
-        self.jobs, self.begun, self.began, self.asked, self.due, self.failures, self.successes, self.trouble, self.more = {}, 0, time.monotonic(), None, 0., 0, 0, None, True
+        self.jobs, self.begun, self.began, self.asked, self.due, self.failures, self.successes, self.trouble, self.more, self.out = {}, 0, time.monotonic(), None, 0., 0, 0, None, True, None
 
     @property
     def leaving(self): return self.asked or self.trouble
@@ -179,9 +180,22 @@ class Agent:
     def run(self) -> int: # Exit status
         "Work until there is nothing left, or somebody asks for an end"
         with self.listening():
-            while self.step(): time.sleep(.02 if any(time.monotonic() < j.began + 1 for j in self.jobs.values()) else .2)
+            while self.patiently(self.step): time.sleep(.02 if any(time.monotonic() < j.began + 1 for j in self.jobs.values()) else .2)
         self.conclude()
         return 128 + self.asked if self.asked else 1 if self.trouble else 0
+
+    def patiently(self, step) -> bool: # Is there more to do?
+        "Try again while the record is out of reach, as long as the others have patience with this agent; its trials go on meanwhile"
+        since = time.monotonic()
+        while True:
+            try: return step()
+            except (OSError, StorageInternalError) as e:
+                if self.asked or time.monotonic() > since + self.agents.patience:
+                    for job in self.jobs.values(): job.ask_to_stop()
+                    raise
+                if self.out != str(e): self.say(f'the record is out of reach, trying again: {shortened(str(e).splitlines()[0])}')
+                self.out = str(e)
+                time.sleep(min(1., self.agents.patience/10))
 
 # %% ../nbs/47_agent.ipynb #894640ef
 def varied(
@@ -225,7 +239,7 @@ def begin(self:Agent,
     again = 'goes on' if (self.folder/taken.run).exists() else 'begins'
     self.say(f"{taken.run} {again}: {shortened(', '.join(f'{k} {v}' for k, v in varied(self.sweep, taken.config).items()), 150)}")
 
-# %% ../nbs/47_agent.ipynb #b6d89028
+# %% ../nbs/47_agent.ipynb #4000d017
 @patch
 def look(self:Agent,
     place:int # Of `devices`
@@ -233,10 +247,17 @@ def look(self:Agent,
     "See whether a trial has ended, or should"
     job = self.jobs[place]
     if not job.ended(): return self.judge(job)
-    del self.jobs[place]
+    if not self.trials.mine(job.taken): self.say(f"{job.taken.run} is no longer this agent's")
+    elif self.leaving and job.told and job.process.returncode and not job.early: self.trials.give_back(job.taken.key)
+    else: self.settle(job)
+    del self.jobs[place] # not before: the record may be out of reach
     self.due = 0.
-    if not self.trials.mine(job.taken): return self.say(f'{job.taken.run} is no longer this agent\'s')
-    if self.leaving and job.told and job.process.returncode and not job.early: return self.trials.give_back(job.taken.key)
+
+@patch
+def settle(self:Agent,
+    job:Job # That has ended
+) -> None:
+    "Write down what became of a trial, and say it"
     if self.sweep.early_terminate: self.tell(job)
     state, value, reason = job.outcome()
     self.trials.end(job.taken, state, value, reason)
@@ -250,7 +271,7 @@ def judge(self:Agent,
 ) -> None:
     "Let the rule of the sweep decide whether a trial goes on; and stop one that is no longer this agent's"
     if job.told or time.monotonic() < job.__dict__.setdefault('due', 0.): return
-    job.due = time.monotonic() + 2.
+    job.due = time.monotonic() + (2. if self.sweep.early_terminate else self.agents.patience/6)
     if not self.trials.mine(job.taken): return job.ask_to_stop()
     if not self.sweep.early_terminate: return
     values = self.tell(job)
@@ -279,7 +300,7 @@ def despair(self:Agent,
         self.trouble = f'{self.failures} trials failed{" within a minute" if soon else ""}, the last one: {reason}. WANDB_AGENT_DISABLE_FLAPPING=true lets an agent go on all the same'
         for job in self.jobs.values(): job.ask_to_stop()
 
-# %% ../nbs/47_agent.ipynb #e2c24bd8
+# %% ../nbs/47_agent.ipynb #9fc0e6bb
 @patch
 @contextmanager
 def listening(self:Agent):
@@ -288,7 +309,8 @@ def listening(self:Agent):
         for job in self.jobs.values(): job.kill() if self.asked else job.ask_to_stop()
         if not self.asked and self.jobs: self.say(f'{len(self.jobs)} trials save and stop; once more kills them')
         self.asked = number
-    before = {n: signal.signal(n, asked) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if signal.getsignal(n) != signal.SIG_IGN] # as `nohup` wants it
+    before = {n: signal.signal(n, asked) for n in heard}
     try: yield
     finally:
         for n, handler in before.items(): signal.signal(n, handler)
@@ -334,7 +356,7 @@ def report(self:Agent,
     self.say(f'{job.taken.run} {what}{found}, after {spoken(time.monotonic() - job.began)}')
     self.say(f'  {self.standing()}')
 
-# %% ../nbs/47_agent.ipynb #2cb7ab02
+# %% ../nbs/47_agent.ipynb #c8e49127
 def _devices(text):
     "`'0,0,1'`"
     found = [d.strip() for d in text.split(',')]
@@ -373,7 +395,7 @@ def main(
         folder, most = _place(args.file, args.folder), math.inf if args.trials is None else whole('trials', args.trials)
         folder.mkdir(parents=True, exist_ok=True)
         with Agents(folder, args.patience, len(devices)) as agents: code = Agent(sweep, folder, Trials(sweep, agents, folder, args.storage, args.search), devices, most, args.wait).run()
-    except (OSError, TypeError, ValueError, KeyError) as e:
+    except (OSError, TypeError, ValueError, KeyError, StorageInternalError) as e:
         if os.environ.get('DLFRAME_DEBUG'): raise
         raise SystemExit(f'dlframe-agent: {e}') from e
     raise SystemExit(code)

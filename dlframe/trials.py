@@ -184,7 +184,7 @@ def beside(self:Agents) -> int: # At least those of this one
         except (OSError, ValueError, KeyError, TypeError): return 1
     return self.slots + sum(map(slots, others))
 
-# %% ../nbs/46_trials.ipynb #d1c37b0b
+# %% ../nbs/46_trials.ipynb #c888416b
 @dataclass
 class Taken:
     "A trial that this agent has"
@@ -203,7 +203,7 @@ class Trials:
         storage:str|None=None, # A database; by default the journal in the folder
         search:str|None=None # For the method bayes: `'tpe'`, which is usual, or `'gp'`
     ):
-        self.sweep, self.agents, self.folder = sweep, agents, Path(folder)
+        self.sweep, self.agents, self.folder, self.held = sweep, agents, Path(folder), set()
         with agents.lock: # two that make the tables of a database at once would be in each other's way
             self.storage = open_storage(self.folder, storage)
             self.study = open_study(sweep, self.storage, self.folder.name, search)
@@ -256,7 +256,7 @@ def token(
     digits, n = string.digits + string.ascii_lowercase, int(hashlib.sha256(json.dumps([study.study_name, study.user_attrs['sweep']], sort_keys=True).encode()).hexdigest(), 16)
     return ''.join(digits[n // 36**i % 36] for i in range(4))
 
-# %% ../nbs/46_trials.ipynb #6dfca965
+# %% ../nbs/46_trials.ipynb #1da0bb98
 @patch
 def free(self:Trials,
     run:str # An id
@@ -296,6 +296,7 @@ def _begin(self:Trials, key):
         config = suggest(optuna.Trial(self.study, key), self.sweep)
         self.storage.set_trial_user_attr(key, 'run', self.run(trial.number))
         self.storage.set_trial_user_attr(key, 'config', config)
+    self.held.add(key)
     return Taken(trial.number, key, self.run(trial.number), config, len(trial.intermediate_values))
 
 # %% ../nbs/46_trials.ipynb #b1a1e1e7
@@ -315,7 +316,7 @@ def reached(self:Trials,
     target, best = self.sweep.metric.get('target'), self.best(there)
     return target is not None and best is not None and (best.value <= target if self.sweep.metric['goal'] == 'minimize' else best.value >= target)
 
-# %% ../nbs/46_trials.ipynb #d524fc57
+# %% ../nbs/46_trials.ipynb #6cc122c6
 @patch
 def mine(self:Trials,
     taken:Taken # Once
@@ -334,6 +335,7 @@ def end(self:Trials,
     "Say what became of it"
     if reason: self.storage.set_trial_user_attr(taken.key, 'reason', shortened(reason, 500))
     self.storage.set_trial_state_values(taken.key, state, None if value is None else [value])
+    self.held.discard(taken.key)
 
 @patch
 def report(self:Trials,
@@ -356,8 +358,9 @@ def give_back(self:Trials,
     "Let it wait for another agent"
     self.storage.set_trial_user_attr(key, 'agent', '')
     self.storage.set_trial_state_values(key, TrialState.WAITING)
+    self.held.discard(key)
 
-# %% ../nbs/46_trials.ipynb #67b21e13
+# %% ../nbs/46_trials.ipynb #471a2a57
 _deaths = 10
 
 @patch
@@ -367,7 +370,8 @@ def reap(self:Trials) -> list[int]: # Their numbers
     signs = self.agents.signs() if running else {}
     def owner(t): return t.user_attrs.get('agent') or f'nobody:{t.number}'
     self.agents.seen = {name: seen for name, seen in self.agents.seen.items() if name in {*map(owner, running)}}
-    found = [t for t in running if self.agents.dead(owner(t), signs)]
+    found = [t for t in running if (t._trial_id not in self.held if owner(t) == self.agents.name else self.agents.dead(owner(t), signs))]
+    if not found: return []
     with self.agents.lock: return [t.number for t in found if self._given_back(t, owner)]
 
 @patch

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from tree import BIN, ROOT
 
 from dlframe.agent import cores
+from dlframe.status import state
 from dlframe.sweeps import read_sweep
 from dlframe.trials import Agents, Trials
 
@@ -206,3 +207,57 @@ def test_refused(tmp_path, changes, words, answer):
     line, = [l for l in said(file).splitlines() if not l.startswith('  ')]
     assert re.fullmatch('dlframe-agent: ' + re.sub(r'\\\.\\\*', '.*', re.escape(answer)), line), line
     assert not list(tmp_path.glob('**/told')) and (words or {p for p in left(tmp_path)} - {p for p in before} == {tmp_path/'said'})
+
+def test_a_database_that_goes_and_comes(tmp_path):
+    "A trial goes on while the record is out of reach, and its end is written down when it is back"
+    database, away = tmp_path/'record.db', tmp_path/'away.db'
+    file, folder = sweep_file(tmp_path, [*LIGHT[:3], '120', *LIGHT[4:]], parameters={'beta': {'values': [1.]}}), tmp_path/'runs/beta'
+    agent = start(file, folder, '--storage', f'sqlite:///{database}', '--patience', 30)
+    until(lambda: any(told(folder).values()))
+    database.rename(away), database.mkdir()
+    until(lambda: 'the record is out of reach, trying again' in said(file))
+    until(lambda: any('end' in line for lines in told(folder).values() for line in lines))
+    assert agent.poll() is None
+    database.rmdir(), away.rename(database)
+    assert finish([agent]) == [0]
+    trial, = record(file, folder, storage=f'sqlite:///{database}').all()
+    assert (trial.state, [*told(folder).values()][0][0]['start']) == (TrialState.COMPLETE, 0) and len([*told(folder).values()][0]) == 2
+
+# Notebooks, as the sweep files of the project run them
+
+@pytest.fixture(scope='module')
+def notebooks(tmp_path_factory):
+    "A sweep of the train page as people start it, which somebody killed in the middle of a trial"
+    home = tmp_path_factory.mktemp('home')
+    sweep = {'program': PAGE, 'method': 'grid', 'metric': {'name': 'valid/loss', 'goal': 'minimize'}, 'parameters': {'beta': {'value': 1e-5}, 'lr': {'values': [1e-3, 1e6]}, 'train_for': {'value': '12000 samples'}, 'save_every': {'value': '2 steps'}},
+             'command': read_sweep(ROOT/'sweeps/vae_beta.yaml', ROOT).command}
+    (home/'beta.yaml').write_text(json.dumps(sweep))
+    def run(*words):
+        with open(home/'said', 'ab') as out: return subprocess.Popen([str(BIN/'dlframe-agent'), str(home/'beta.yaml'), str(home/'runs/beta'), *words], cwd=ROOT, env=environment(home), stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=attentive)
+    agent = run()
+    until(lambda: any('train/loss' in f.read_text() or f.read_text().count('\n') > 3 for f in home.glob('runs/beta/*-0000/metrics.csv')) and list(home.glob('runs/beta/*-0000/checkpoints/last.ckpt')), 120, .005)
+    agent.kill(), agent.wait()
+    killed, = home.glob('runs/beta/*-0000')
+    until(lambda: state(killed) != 'running', 60)
+    left_off = json.loads((killed/'status.json').read_text())
+    assert finish([run('--devices', 'cpu,cpu')], 400) == [0]
+    return home, killed, left_off
+
+def test_notebooks(notebooks):
+    "One trial finishes, which was killed, in its own folder; one diverges, and says so; each notebook lies beside its run"
+    home, killed, left_off = notebooks
+    folder = home/'runs/beta'
+    with Agents(folder) as me: found = Trials(read_sweep(home/'beta.yaml', ROOT), me, folder).all()
+    assert [t.state.name for t in found] == ['COMPLETE', 'FAIL'], (home/'said').read_text()
+    for t in found:
+        run = folder/t.user_attrs['run']
+        assert json.loads((run.with_suffix('.ipynb')).read_text())['cells'] and json.loads((run/'manifest.json').read_text())['parameters']['beta'] == 1e-5 # not the text '1e-05'
+    assert 'exit status 1: Diverged: `loss` must be finite, got nan at step 2' in found[1].user_attrs['reason']
+    assert found[0].user_attrs['run'] == killed.name and left_off['state'] != 'finished'
+    assert json.loads((killed/'manifest.json').read_text())['resumed'][0]['steps'] > 0
+
+def test_a_notebook_that_was_killed_ends_as_one_that_was_not(notebooks, tmp_path):
+    home, killed, _ = notebooks
+    r = subprocess.run(['papermill', '--engine', 'dlframe', PAGE, str(tmp_path/'whole.ipynb'), '-f', str(killed.parent/'.trials'/killed.name/'config.json'), '-p', 'name', 'whole'], cwd=ROOT, env=environment(home, RUNS_ROOT=tmp_path), capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert numbers(killed) == numbers(tmp_path/'whole') and weights(killed) == weights(tmp_path/'whole')

@@ -95,15 +95,12 @@ def _optuna():
         optuna.importance, optuna.storages.journal
     return optuna
 
-# %% ../nbs/48_reports.ipynb #431811b5
+# %% ../nbs/48_reports.ipynb #5f047246
 def _storage(folder, storage):
-    "Of Optuna, to be read"
-    storages = _optuna().storages
-    file = folder/'journal.log' if storage is None else Path(str(storage).removeprefix('sqlite:///'))
-    if not file.is_file() and '://' not in str(storage).removeprefix('sqlite:///'): raise FileNotFoundError(f"`storage` must be a journal or the URL of a database, got {file}, which is not there")
-    try: return storages.RDBStorage(storage, skip_compatibility_check=True, skip_table_creation=True) if '://' in str(storage) else storages.JournalStorage(storages.journal.JournalFileBackend(str(file)))
-    except Exception as e: # a damaged file can fail in any way
-        raise ValueError(f"`storage` must be a study of Optuna, got {file.name}: {type(e).__name__}: {shortened(str(e).splitlines()[0] if str(e) else '', 100)}") from None
+    "To be read"
+    _optuna()
+    from dlframe.trials import open_storage
+    return open_storage(folder, storage, make=False)
 
 # %% ../nbs/48_reports.ipynb #287376df
 def study_trials(

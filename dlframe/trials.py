@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JournalLock', 'mend', 'open_storage', 'Agents', 'Taken', 'Trials', 'definition', 'open_study', 'token']
 
-# %% ../nbs/46_trials.ipynb #17736a6f
+# %% ../nbs/46_trials.ipynb #045dff6e
 import fcntl, hashlib, json, os, platform, re, secrets, shutil, string, time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import optuna
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -87,17 +87,22 @@ def _unmark(self:JournalLock):
     try: os.unlink(self.mark)
     except FileNotFoundError: pass
 
-# %% ../nbs/46_trials.ipynb #87456959
+# %% ../nbs/46_trials.ipynb #1a75c42d
 def open_storage(
     folder:Path, # Of the sweep
-    url:str|None=None # Of a database, `'postgresql://…'`; by default the journal in the folder
+    url:str|None=None, # Of a database, `'postgresql://…'`; by default the journal in the folder
+    make:bool=True # Begin a record where there is none?
 ) -> BaseStorage: # Optuna's
-    "Open the record, or begin one; raises `ValueError`, naming it, if that fails"
-    path = Path(folder)/'journal.log'
-    try: return optuna.storages.get_storage(url) if url else JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+    "Open the record; raises `ValueError`, naming it, if that fails, `FileNotFoundError` if there is none"
+    path = Path(str(url).removeprefix('sqlite:///')) if url else Path(folder)/'journal.log'
+    if not make and not path.is_file() and '://' not in str(path): raise FileNotFoundError(f"`storage` must be the record of a sweep, got {path}, which is not there")
+    try:
+        if not url: return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+        return optuna.storages.get_storage(url) if make else RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
     except Exception as e: # each kind of storage has errors of its own
         if isinstance(e, OSError) and not url: raise
-        raise ValueError(f"`storage` must be a record of trials that can be opened, got {_without_password(url) if url else path}: {type(e).__name__}: {shortened(str(e).splitlines()[0] if str(e) else '', 200)}") from None
+        said = shortened(str(e).splitlines()[0] if str(e) else '', 200)
+        raise ValueError(f"`storage` must be a record of trials that can be opened, got {_without_password(str(url or path))}: {type(e).__name__}: {said}") from None
 
 def _without_password(url): return re.sub(r'(//[^/@:]*):[^/@]*@', r'\1:…@', url)
 

@@ -29,6 +29,7 @@ from papermill.utils import nb_kernel_name, nb_language
 from .checks import known
 from .files import save_whole
 from .params import ParameterError, read_value, told, types_in
+from .server import report
 from .status import online
 
 # %% ../nbs/43_engine.ipynb #c66898f4
@@ -304,9 +305,7 @@ def failures_told(
 def _report(nb, received):
     if received == 'SIGTERM': atexit.register(_die, signal.SIGTERM)
     if any(told in o.get('text', '') for c in nb.cells for o in c.get('outputs', [])): return
-    with suppress(Exception):
-        from dlframe.loggers import report
-        report({None: 'failed', 'SIGTERM': 'stopped', 'SIGINT': 'stopped'}.get(received, 'preempted'))
+    report({None: 'failed', 'SIGTERM': 'stopped', 'SIGINT': 'stopped'}.get(received, 'preempted'))
 
 # %% ../nbs/43_engine.ipynb #75722e62
 def execute_notebook(

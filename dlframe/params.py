@@ -16,6 +16,7 @@ from types import FrameType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from .checks import known, shortened, shown
+from .server import report
 from .specs import Part, parse
 from .status import online
 
@@ -256,7 +257,6 @@ def _tell(result):
     "Called by IPython after each cell"
     error = result.error_before_exec or result.error_in_exec
     if error is None or not (end := ending(error)): return
-    from dlframe.loggers import report
     if report(end): print(told, {'failed': 'failed', 'stopped': 'been stopped'}.get(end, 'been preempted'), flush=True)
 
 def tell_failures() -> None:

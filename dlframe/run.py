@@ -31,9 +31,10 @@ from .entries import Figure
 from .evaluation import batches, observe
 from .files import save_whole, verify
 from .loading import curves, find_folder, load_weights
-from .loggers import Loggers, logger as make_logger, read_metrics, report
+from .loggers import Loggers, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
+from .server import report
 from .specs import Part, build, override, parse, read, spec, write
 from .status import claim, find_trial, folder_name, online, record, recorded, requeue, state
 from .triggers import Duration, check_unit, duration

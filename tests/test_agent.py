@@ -58,7 +58,7 @@ def finish(agents, seconds=120):
 def whole(file, folder, n, **options):
     "Every trial ended once, with a value; none is stuck, lost, doubled; what was killed went on"
     found, history = record(file, folder, **options).all(), told(folder)
-    assert Counter(t.state for t in found) == {TrialState.COMPLETE: n}, (Counter(t.state for t in found), said(file)[-3000:])
+    assert Counter(t.state for t in found) == {TrialState.COMPLETE: n}, found
     assert sorted(t.user_attrs['config']['beta'] for t in found) == [float(b) for b in range(n)]
     assert len(history) == n and not any('doubled' in line for lines in history.values() for line in lines)
     assert all([('end' in line) for line in lines].count(True) == 1 for lines in history.values())
@@ -119,6 +119,15 @@ def test_asked_to_go(tmp_path, number):
     assert f'go on with: dlframe-agent beta.yaml {folder}' in said(file) and '2 trials save and stop' in said(file)
     assert finish([start(file, folder)]) == [0]
     assert sum(len(lines) > 2 for lines in whole(file, folder, 6).values()) == 2
+
+def test_an_agent_that_is_to_stay(tmp_path):
+    "Started with `nohup`, it hears nothing of a terminal that is closed"
+    file, folder = sweep_file(tmp_path), tmp_path/'runs/beta'
+    agent = subprocess.Popen(['nohup', str(BIN/'dlframe-agent'), file.name], cwd=tmp_path, env=environment(tmp_path, RUNS_ROOT=tmp_path/'runs'), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: any(told(folder).values()))
+    agent.send_signal(signal.SIGHUP)
+    assert finish([agent]) == [0]
+    assert all(len(lines) == 2 for lines in whole(file, folder, 6).values())
 
 def test_asked_twice(tmp_path):
     "A trial that does not listen is killed, and given back all the same"

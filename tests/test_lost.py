@@ -122,20 +122,20 @@ def test_a_trial_that_is_given_out_again(home, metadata, tmp_path):
     runs, root = tmp_path/'runs/sweep', tmp_path/'runs'
     runs.mkdir(parents=True), trial_page(tmp_path/'trial.ipynb')
     run, alone, notebook = runs/'x7k2-0003', runs/'alone', runs/'x7k2-0003.ipynb'
-        def trial(name):
+    def trial(name):
         env = environment(home, RUNS_ROOT=root, PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}', WANDB_SWEEP_ID='sweep', WANDB_RUN_ID=name, WANDB_MODE='offline')
         stays = 'in training, after training' if name == run.name else ''
         return background([sys.executable, '-m', 'papermill', '--no-progress-bar', '--engine', 'dlframe', 'trial.ipynb', runs/f'{name}.ipynb', '-p', 'stays', stays], env, tmp_path)
     undisturbed = trial('alone')
     for where, was, cells in ('in training', 'cut short', ['completed']*2 + ['running', 'pending']), ('after training', 'finished', ['completed']*3 + ['running']):
         process = trial(run.name)
-        waiting(lambda: stayed(run, where) or process.poll() is not None)
+        waiting(lambda: stayed(run, where) or process.poll() is not None, 300)
         assert process.poll() is None, process.stdout.read()
         process.kill(), os.kill(recorded(run)['process'], signal.SIGKILL), process.wait() # papermill and its kernel
         waiting(lambda: state(run) == was)
         assert statuses(notebook) == cells
     before = left(run)
-    for process in trial(run.name), undisturbed: assert process.wait(timeout=120) == 0, process.stdout.read()
+    for process in trial(run.name), undisturbed: assert process.wait(timeout=300) == 0, process.stdout.read()
     assert left(run) == before and 'finished before, after step 30' in notebook.read_text() # nothing was trained
     assert statuses(notebook) == ['completed']*4 and '30 steps' in notebook.read_text()
     assert numbers(run) == numbers(alone) and weights(run) == weights(alone)

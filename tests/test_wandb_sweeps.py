@@ -139,7 +139,7 @@ def test_a_trial_without_a_server(sweeps):
     "It is gone before a trial has come to W&B, and in the middle of training: training goes on, and the notebook says how to send what is missing"
     agent = sweeps.start(sweeps.file(), {'logger': 'wandb'}, {'logger': 'wandb', 'stays': 'in training'})
     for i in range(2):
-        sweeps.wait(lambda: stayed(sweeps.folder(1), 'in training') if i else sweeps.stub.given, agent)
+        sweeps.wait(lambda: stayed(sweeps.folder(1), 'in training') and sweeps.run(1)['history'] if i else sweeps.stub.given, agent)
         sweeps.server.become('gone')
         if i: go(sweeps.folder(1), 'in training')
         sweeps.wait(lambda: sweeps.notebook(i).exists() and {*statuses(sweeps.notebook(i))} == {'completed'}, agent)

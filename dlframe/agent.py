@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['expand', 'environment', 'cores', 'Job', 'history', 'never_logged', 'last_words', 'Agent', 'varied', 'spoken', 'main']
 
-# %% ../nbs/47_agent.ipynb #d8bee8e3
-import argparse, csv, ctypes, fcntl, json, math, os, re, shlex, signal, subprocess, sys, time
+# %% ../nbs/47_agent.ipynb #f84e7f99
+import argparse, csv, ctypes, fcntl, json, math, os, re, shlex, signal, subprocess, sys, threading, time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -300,7 +300,7 @@ def despair(self:Agent,
         self.trouble = f'{self.failures} trials failed{" within a minute" if soon else ""}, the last one: {reason}. WANDB_AGENT_DISABLE_FLAPPING=true lets an agent go on all the same'
         for job in self.jobs.values(): job.ask_to_stop()
 
-# %% ../nbs/47_agent.ipynb #9fc0e6bb
+# %% ../nbs/47_agent.ipynb #60bb0fd1
 @patch
 @contextmanager
 def listening(self:Agent):
@@ -309,7 +309,8 @@ def listening(self:Agent):
         for job in self.jobs.values(): job.kill() if self.asked else job.ask_to_stop()
         if not self.asked and self.jobs: self.say(f'{len(self.jobs)} trials save and stop; once more kills them')
         self.asked = number
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if signal.getsignal(n) != signal.SIG_IGN] # as `nohup` wants it
+    alone = threading.current_thread() is threading.main_thread() # Python hears signals there only
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if alone and signal.getsignal(n) != signal.SIG_IGN] # as `nohup` wants it
     before = {n: signal.signal(n, asked) for n in heard}
     try: yield
     finally:

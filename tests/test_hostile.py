@@ -310,7 +310,7 @@ def run(trained, tmp_path, monkeypatch):
     "The folder of the run, and where it would train; it does not"
     monkeypatch.setenv('RUNS_ROOT', str(tmp_path/'runs'))
     monkeypatch.setenv('WANDB_MODE', 'offline')
-    monkeypatch.setattr(Run, 'fit', lambda self, *args: self)
+    for way in 'fit', 'start': monkeypatch.setattr(Run, way, lambda self, *args: self)
     def back(folder=tmp_path/'runs/first'):
         shutil.rmtree(folder, ignore_errors=True)
         for name, content in trained.items():
@@ -366,7 +366,8 @@ def test_yaml_that_is_no_data(case, run):
         b'a: ' + b'9'*5000]:
         file = run.folder/'manifest.json'
         file.write_bytes(content)
-        case(lambda: read(file), lambda found: False, re.escape(str(file)))
+        merged = b'<<' in content # which PyYAML makes harmless from 6.0.4 on: each key once
+        case(lambda: read(file), lambda found: merged and max(map(len, found.values())) <= 13, re.escape(str(file)))
         file.write_bytes(content + b'\nrun: {cls: dlframe.run.Run, optimization: {cls: torch.nn.Sequential, args: *l7}}')
         for do in lambda: rerun(read(file)), lambda: load(run.folder): case(do, lambda found: False)
 

@@ -88,7 +88,7 @@ def test_distribution(name, both, record_property):
     assert mine.keys() == wandb.keys() and len(mine) == (2 if name == 'nested' else 1)
     for k in mine:
         p = p_value(mine[k], wandb[k])
-        record_property('p', (k.replace(names[name], name), p))
+        record_property('p', (k.replace(names[name], name), float(p))) # a plain one, which can be sent to another process
         assert p > .001
         assert {type(v) for v in mine[k]} == {type(v) for v in wandb[k]}
         assert all(json.loads(json.dumps(v)) == v for v in mine[k])

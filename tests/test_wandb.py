@@ -228,8 +228,9 @@ def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
     servers = {name: Service() for name in plans}
     servers['in-close'].stub.last = 'checkpoints/last.ckpt'
     took = train(tmp_path, servers, plans)
+    well = max(t['log'][0] for name, t in took.items() if plans[name][0] == ('server', 'well')) # what logging costs on this machine, with so many at once
     for name in plans:
-        assert max(took[name]['log']) < 3 and took[name]['close'][0] < 15, (name, took[name])
+        assert max(took[name]['log']) < 3 + well and took[name]['close'][0] < 15, (name, took[name])
         assert numbers(tmp_path/'runs'/name)[1:] and [n.split(',')[2] for n in numbers(tmp_path/'runs'/name)[1:]] == [str(s) for s in range(500)]
     assert took['at-start']['start'][0] < took['gone']['start'][0] + 10 and all(took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close'))
     commands = {name: told(tmp_path, name) for name in plans}

@@ -95,7 +95,7 @@ def open_storage(
 ) -> BaseStorage: # Optuna's
     "Open the record; raises `ValueError`, naming it, if that fails, `FileNotFoundError` if there is none"
     path = Path(str(url).removeprefix('sqlite:///')) if url else Path(folder)/'journal.log'
-    if not make and not path.is_file() and '://' not in str(path): raise FileNotFoundError(f"`storage` must be the record of a sweep, got {path}, which is not there")
+    if not make and not path.is_file() and '://' not in (url or '').removeprefix('sqlite:///'): raise FileNotFoundError(f"`storage` must be the record of a sweep, got {path}, which is not there")
     try:
         if not url: return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
         return optuna.storages.get_storage(url) if make else RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)

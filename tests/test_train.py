@@ -154,7 +154,7 @@ def kernel(tmp_path_factory, home):
 
 @pytest.mark.skipif(not (data_root/'MNIST/raw').exists(), reason=f'MNIST is not in {data_root}: DATA_ROOT must name the folder that holds it')
 @pytest.mark.parametrize('values', [
-    dict(likelihood='bernoulli', binarize=True, prior='mixture', encoder='conv', encoder_widths=[8, 16], decoder='deconv', decoder_widths=[16, 8]),
+    dict(likelihood='bernoulli', binarize='dynamic', prior='mixture', encoder='conv', encoder_widths=[8, 16], decoder='deconv', decoder_widths=[16, 8]),
     dict(likelihood='continuous_bernoulli', encoder='conv', encoder_widths=[8, 16]),
     dict(likelihood='normal', posterior='laplace'), dict(likelihood='normal', scale=0.1, prior='mixture'),
     dict(likelihood='laplace', decoder='deconv', decoder_widths=[16, 8]), dict(likelihood='beta', n_samples=2)], ids=lambda v: ' '.join(map(str, v.values())))

@@ -63,7 +63,7 @@ class Jittered(Data):
 def noisy():
     "Dropout, several posterior samples, gradients in pieces and clipped, a schedule, a weight that warms up in seconds, triggers in seconds"
     model = VAE(Conditional(Dropped(), (3,)), decoder('mlp', 3, (1, 8, 8), [32]), prior('mixture', 3, components=4), beta=Ramp(0., 1., '0.6 seconds'), n_samples=2)
-    o = Optimization(model, Digits(binarize=True), 'AdamW', .01, 100, gradient_clip=1., schedule={'CosineAnnealingLR': {'T_max': '4 epochs'}}, accumulate=2, weight_decay=.1)
+    o = Optimization(model, Digits('dynamic'), 'AdamW', .01, 100, gradient_clip=1., schedule={'CosineAnnealingLR': {'T_max': '4 epochs'}}, accumulate=2, weight_decay=.1)
     return Run(o, '2 seconds', [Evaluate(Terms('valid'), '0.4 seconds'), Evaluate(PriorSamples(4), '1 epoch')], name='noisy', log_every='0.3 seconds', save_every='0.2 seconds', callbacks=[Clock()])
 
 def players():

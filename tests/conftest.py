@@ -1,8 +1,14 @@
-"One torch thread in each of the parallel processes, and a last line that counts"
+"One torch thread in each of the parallel processes, long files first, and a last line that counts"
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
+
+long = 'wandb_sweeps', 'lost', 'train', 'notebooks', 'agent', 'wandb', 'machines' # each stays in one process, so what takes longest begins first
+
+def pytest_collection_modifyitems(items):
+    place = {f'test_{name}': i for i, name in enumerate(long)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 def pytest_unconfigure(config):
     reporter = config.pluginmanager.get_plugin('terminalreporter')

@@ -1,14 +1,22 @@
-"Every notebook runs, as nbdev-test runs it, in a process of its own"
+"Every notebook runs, as nbdev-test runs it; those of a layer one after the other in one process, which loads torch and Lightning once"
+import re
+from itertools import groupby
+
 import pytest
 from tree import ROOT, run
 
 NBS = ROOT/'nbs'
-notebooks = sorted(str(p.relative_to(ROOT)) for p in NBS.rglob('*.ipynb')
-                   if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
+alone = '33_loggers.ipynb', # W&B keeps a service in a process, which that page wants to see start
+notebooks = sorted(p.relative_to(NBS) for p in NBS.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(NBS).parts))
 
-def test_notebooks_are_found(): assert notebooks
+def layer(notebook): return notebook.parent, notebook.name if notebook.name in alone else notebook.name[0] if notebook.name[0].isdigit() else ''
+layers = {'/'.join(filter(None, map(str, k))): list(of) for k, of in groupby(sorted(notebooks, key=layer), layer)}
 
-@pytest.mark.parametrize('notebook', notebooks)
-def test_notebook(notebook):
-    r = run('nbdev-test', notebook, '--verbose')
+def test_notebooks_are_found(): assert len(notebooks) > 40 and sorted(sum(layers.values(), [])) == notebooks
+
+@pytest.mark.parametrize('name', layers)
+def test_notebooks(name):
+    pages = layers[name]
+    r = run('nbdev-test', NBS/pages[0].parent, '--file-re', f"^({'|'.join(re.escape(p.name) for p in pages)})$", '--folder-re', '^$', '--n-workers', '1', '--do-print', '--verbose')
     if r.returncode or 'Success.' not in r.stdout: pytest.fail(r.stdout, pytrace=False)
+    for page in pages: assert f'- Completed {NBS/page}' in r.stdout, r.stdout

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['posteriors', 'posterior_means', 'Traversal', 'between', 'Interpolation', 'LatentMap', 'plane', 'ActiveUnits', 'bars',
-           'prior_of', 'RateDistortion', 'rate_distortion', 'kl_per_latent', 'KLPerLatent']
+           'RateDistortion', 'rate_distortion', 'kl_per_latent', 'KLPerLatent']
 
 # %% ../nbs/36_latents.ipynb #cd08555c
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from .checks import known, real, whole
 from .distributions import DiagonalNormal, centre, kl
 from .entries import Figure, Scalar, Scalars, grid
 from .evaluation import Evaluator, as_images
-from .models import Decodes, Encodes
+from .models import Decodes, Encodes, prior_of
 
 # %% ../nbs/36_latents.ipynb #18db7da5
 def posteriors(
@@ -185,15 +185,6 @@ def bars(
     ax.set_xticks(range(len(values)), [str(i) for i in order.tolist()]) if len(values) <= 20 else ax.set_xticks([])
     plt.close(fig)
     return fig
-
-# %% ../nbs/36_latents.ipynb #26bb72ea
-def prior_of(
-    model:nn.Module, # The model
-    who:str # What needs it, for the message
-) -> Distribution: # p(z)
-    "What the model expects of its latents; raises `TypeError` if it has no module `prior`"
-    if isinstance(prior := getattr(model, 'prior', None), nn.Module): return prior()
-    raise TypeError(f"`model` must have a module `prior` for {who}, got a {type(model).__name__} without")
 
 # %% ../nbs/36_latents.ipynb #bff4c787
 class RateDistortion(Evaluator):

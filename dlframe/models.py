@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Model', 'batch_size', 'check_terms', 'Encodes', 'Decodes', 'Samples', 'Reconstructs', 'Weighs', 'Predicts', 'require',
-           'check_parts', 'Plays']
+           'check_parts', 'require_density', 'prior_of', 'Plays']
 
 # %% ../nbs/10_models.ipynb #32e25d5d
 from abc import abstractmethod
@@ -114,6 +114,22 @@ def check_parts(
     latents = tuple(encoder.event_shape)
     for name, shape in {'prior.event_shape': prior.event_shape, **{f'{k}.in_shape': v.in_shape for k, v in readers.items()}}.items():
         if tuple(shape) != latents: raise ValueError(f"`{name}` must be that of the encoder's latents, {latents}, got {tuple(shape)}")
+
+# %% ../nbs/10_models.ipynb #6bb931e5
+def require_density(
+    prior, # p(z), improper if it says `proper = False`
+    who:str # What needs it, for the message
+) -> None:
+    "Raise `TypeError` for a prior without a density"
+    if not getattr(prior, 'proper', True): raise TypeError(f"`prior` must have a density for {who}, got a {type(prior).__name__}, which is improper")
+
+def prior_of(
+    model:nn.Module, # The model
+    who:str # What needs it, for the message
+) -> Distribution: # p(z)
+    "What the model expects of its latents; raises `TypeError` if it has no module `prior`"
+    if isinstance(prior := getattr(model, 'prior', None), nn.Module): return prior()
+    raise TypeError(f"`model` must have a module `prior` for {who}, got a {type(model).__name__} without")
 
 # %% ../nbs/10_models.ipynb #49706839
 @runtime_checkable

@@ -18,7 +18,7 @@ from .checks import known, real, whole
 from .distributions import log_mean_exp, validation
 from .models import prior_of, require_density
 
-# %% ../nbs/15_annealing.ipynb #af5d9b3b
+# %% ../nbs/15_annealing.ipynb #fb210224
 def temperatures(
     n_steps:int, # How many steps the bridge has
     schedule:str='sigmoid' # `'sigmoid'`, with small steps at both ends, or `'linear'`
@@ -26,8 +26,8 @@ def temperatures(
     "How much of the likelihood counts, from none to all"
     known('schedule', schedule, ('sigmoid', 'linear'))
     way = torch.linspace(-1, 1, whole('n_steps', n_steps) + 1, dtype=torch.float64)
-    if schedule == 'sigmoid': way = torch.tanh(2*way)/math.tanh(2) # the logistic function between -4 and 4
-    return (.5 + .5*way).tolist()
+    if schedule == 'sigmoid': way = torch.tanh(2*way) # the logistic function between -4 and 4
+    return (.5 + .5*way/way[-1]).tolist()
 
 # %% ../nbs/15_annealing.ipynb #dc91cb3f
 class Place(NamedTuple):

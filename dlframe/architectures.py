@@ -90,7 +90,7 @@ class Conv(Part, nn.Module):
         x:Tensor # Images, `[..., C, H, W]`
     ) -> Tensor: # Feature maps, `[..., *out_shape]`
         "Feature maps of each image"
-        return self.layers(x.flatten(0, -4)).reshape(*x.shape[:-3], *self.out_shape)
+        return self.layers(x.reshape(-1, *x.shape[-3:])).reshape(*x.shape[:-3], *self.out_shape)
 
 # %% ../nbs/03_architectures.ipynb #01b2c594
 class Deconv(Part, nn.Module):
@@ -98,11 +98,12 @@ class Deconv(Part, nn.Module):
     def __init__(self,
         in_shape:Sequence[int], # Shape of one input, for example `(z_dim,)`; flattened
         size:Sequence[int], # `(H, W)` of the feature map that comes out
-        channels:Sequence[int]=(64, 32), # Channels before each transposed convolution; the last one keeps its number
+        channels:Sequence[int]=(64, 32), # Channels before each transposed convolution, the last one keeps its number; without `dense`, channels after each
         kernel_size:int|Sequence[int]=4, # Pixels
         stride:int|Sequence[int]=2, # Pixels
         padding:int|Sequence[int]=1, # Pixels
-        activation:str='ReLU' # Its name in `torch.nn`
+        activation:str='ReLU', # Its name in `torch.nn`
+        dense:bool=True # Begin with the linear layer? Otherwise the input is the small map itself, `(C, H, W)`
     ):
         super().__init__()
         self.in_shape, size, channels = tuple(wholes('in_shape', in_shape)), wholes('size', size), wholes('channels', channels)
@@ -110,11 +111,12 @@ class Deconv(Part, nn.Module):
         if not channels: raise ValueError("`channels` must have at least one entry, got []")
         ks, ss, ps = _settings(len(channels), kernel_size, stride, padding)
         hs, ws = (_sizes(s, ks[::-1], ss[::-1], ps[::-1])[::-1] for s in size)
-        outs = [*channels[1:], channels[-1]]
-        self.start, self.out_shape = (channels[0], hs[0], ws[0]), (outs[-1], *size)
-        self.dense = nn.Sequential(nn.Linear(math.prod(self.in_shape), math.prod(self.start)), _activation(activation))
+        ins, outs = (channels, [*channels[1:], channels[-1]]) if dense else ([self.in_shape[0], *channels], channels)
+        self.start, self.out_shape = (ins[0], hs[0], ws[0]), (outs[-1], *size)
+        if not dense and self.in_shape != self.start: raise ValueError(f"`in_shape` must be {self.start} to grow to {tuple(size)} without a dense layer, got {self.in_shape}")
+        self.dense = nn.Sequential(nn.Linear(math.prod(self.in_shape), math.prod(self.start)), _activation(activation)) if dense else None
         layers = []
-        for i, (a, b, k, s, p) in enumerate(zip(channels, outs, ks, ss, ps)):
+        for i, (a, b, k, s, p) in enumerate(zip(ins, outs, ks, ss, ps)):
             extra = tuple(sizes[i + 1] - ((sizes[i] - 1)*s - 2*p + k) for sizes in (hs, ws))
             layers += [nn.ConvTranspose2d(a, b, k, s, p, output_padding=extra), _activation(activation)]
         self.layers = nn.Sequential(*layers)
@@ -124,8 +126,8 @@ class Deconv(Part, nn.Module):
     ) -> Tensor: # Feature maps, `[..., *out_shape]`
         "Feature maps of each input"
         batch = z.shape[:z.ndim - len(self.in_shape)]
-        h = self.dense(z.reshape(-1, self.dense[0].in_features)).reshape(-1, *self.start)
-        return self.layers(h).reshape(*batch, *self.out_shape)
+        h = self.dense(z.reshape(-1, math.prod(self.in_shape))) if self.dense else z
+        return self.layers(h.reshape(-1, *self.start)).reshape(*batch, *self.out_shape)
 
 # %% ../nbs/03_architectures.ipynb #c6f8b27f
 class Conditional(Part, nn.Module):

@@ -216,7 +216,7 @@ class RateDistortion(Evaluator):
 
     def check(self, optimization):
         super().check(optimization)
-        prior_of(optimization.model, self.label)
+        observe(optimization, lambda o: prior_of(o.model, self.label))
 
     def evaluate(self, optimization):
         model, rates, distortions = optimization.model, [], []
@@ -298,8 +298,7 @@ class KLPerLatent(Evaluator):
 
     def check(self, optimization):
         super().check(optimization)
-        p = prior_of(optimization.model, self.label)
-        observe(optimization, lambda o: kl_per_latent(o.model.encode(next(batches(o, self.split, n=2))['x']), p))
+        observe(optimization, lambda o: kl_per_latent(o.model.encode(next(batches(o, self.split, n=2))['x']), prior_of(o.model, self.label)))
 
     def evaluate(self, optimization):
         p, rates, gains = prior_of(optimization.model, self.label), [], []

@@ -111,7 +111,7 @@ def test_wrong_type(values, said, kernel, there): refused(kernel, there, said, *
     ({'posterior': 'noraml'}, "UnknownName: `posterior` must be one of 'normal', …, got 'noraml'; did you mean 'normal'?"),
     ({'likelihood': 'bernouli'}, "UnknownName: `likelihood` must be one of …'bernoulli', …, got 'bernouli'; did you mean 'bernoulli'?"),
     ({'likelihood': 'categorical'}, "UnknownName: `likelihood` must be one of …'bernoulli', …, got 'categorical'…"),
-    ({'prior': 'mixtures'}, "UnknownName: `prior` must be one of 'standard_normal', 'mixture', got 'mixtures'; did you mean 'mixture'?"),
+    ({'prior': 'mixtures'}, "UnknownName: `prior` must be one of 'standard_normal', 'mixture', 'vamp', 'TRIP', 'flow', 'ard', got 'mixtures'; did you mean 'mixture'?"),
     ({'model': 'VEA'}, "UnknownName: `model` must be one of 'VAE'…, got 'VEA'; did you mean 'VAE'?"),
     ({'optimizer': 'Adm'}, "UnknownName: `optimizer` must be one of …, got 'Adm'; did you mean 'Adam'?"),
     ({'optimizer': 'LBFGS'}, "…`optimizer` must …, got 'LBFGS'…"),

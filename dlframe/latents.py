@@ -4,30 +4,32 @@
 
 # %% auto #0
 __all__ = ['posteriors', 'posterior_means', 'Traversal', 'between', 'Interpolation', 'LatentMap', 'plane', 'ActiveUnits', 'bars',
-           'RateDistortion', 'rate_distortion', 'kl_per_latent', 'KLPerLatent']
+           'RateDistortion', 'rate_distortion', 'Marginals', 'log_each', 'kl_per_latent', 'KLPerLatent']
 
 # %% ../nbs/36_latents.ipynb #cd08555c
 from collections.abc import Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from .checks import known, real, whole
-from .distributions import DiagonalNormal, centre, kl
+from .distributions import Delta, DiagonalNormal, centre, kl
 from .entries import Figure, Scalar, Scalars, grid
-from .evaluation import Evaluator, as_images
+from .evaluation import Evaluator, as_images, batches, observe
 from .models import Decodes, Encodes, prior_of
 
 # %% ../nbs/36_latents.ipynb #18db7da5
 def posteriors(
     evaluator:Evaluator, # Says which rows
-    optimization # Has `model`, `data`, `device`
+    optimization, # Has `model`, `data`, `device`
+    size:int|None=None # Rows in a batch; the evaluator's by default
 ) -> Iterator[tuple[Distribution, dict[str, Tensor]]]: # q(z|x) for a batch, and the batch
     "The posteriors of the rows of this look"
-    for batch in evaluator.read(optimization): yield optimization.model.encode(batch['x']), batch
+    for batch in evaluator.read(optimization, size): yield optimization.model.encode(batch['x']), batch
 
 # %% ../nbs/36_latents.ipynb #717d75d2
 def posterior_means(
@@ -141,14 +143,16 @@ class LatentMap(Evaluator):
 
 # %% ../nbs/36_latents.ipynb #d75fcb70
 def plane(
-    z:Tensor # Points, `[n, dims]`
+    z:Tensor, # Points, `[n, dims]`
+    of:Tensor|None=None # Take the components of these, `[m, dims]`; of `z` by default
 ) -> tuple[Tensor, list[str]]: # `[n, 2]`, and names for the axes
-    "Two coordinates of `z`: itself, or its first two principal components"
+    "Two coordinates of `z`: itself, or the first two principal components"
     if z.shape[1] == 1: return torch.cat([z, torch.zeros_like(z)], 1), ['$z_1$', '']
     if z.shape[1] == 2: return z, ['$z_1$', '$z_2$']
-    _, s, directions = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    of = z if of is None else of
+    _, s, directions = torch.linalg.svd(of - of.mean(0), full_matrices=False)
     share = s.pow(2)/s.pow(2).sum()
-    return (z - z.mean(0)) @ directions[:2].T, [f'component {i + 1} ({share[i]:.0%} of the variance)' for i in range(2)]
+    return (z - of.mean(0)) @ directions[:2].T, [f'component {i + 1} ({share[i]:.0%} of the variance)' for i in range(2)]
 
 # %% ../nbs/36_latents.ipynb #871d4ba6
 class ActiveUnits(Evaluator):
@@ -203,7 +207,7 @@ class RateDistortion(Evaluator):
 
     def check(self, optimization):
         super().check(optimization)
-        prior_of(optimization.model, self.label)
+        observe(optimization, lambda o: prior_of(o.model, self.label))
 
     def evaluate(self, optimization):
         model, rates, distortions = optimization.model, [], []
@@ -235,25 +239,64 @@ def rate_distortion(
     return Figure(fig)
 
 # %% ../nbs/36_latents.ipynb #f9aa7fc6
+@runtime_checkable
+class Marginals(Protocol):
+    "A distribution that knows the density of each latent by itself: `log_marginals(z)`"
+    def log_marginals(self,
+        z:Tensor # Latents, `[..., *latent]`
+    ) -> Tensor: ... # Nats, `[..., latents]`
+
+def log_each(
+    d:Distribution, # Over latents
+    z:Tensor, # Latents, `[..., *latent]`
+    name:str='d' # Of the distribution, for the message
+) -> Tensor: # Nats, `[..., latents]`
+    "The log density of each latent by itself; raises `TypeError` for a distribution that does not know it"
+    if isinstance(d, Marginals): each = d.log_marginals(z)
+    elif isinstance(d, DiagonalNormal): each = type(d)(d.loc, d.log_scale, event_dims=0).log_prob(z)
+    elif isinstance(d, Delta): each = Delta(d.value, event_dims=0).log_prob(z)
+    elif isinstance(d, Independent) and not d.base_dist.event_shape: each = d.base_dist.log_prob(z)
+    else: raise TypeError(f"`{name}` must have `log_marginals` or independent latents to give each latent a rate, got a {type(d).__name__}")
+    return each.flatten(z.ndim - len(d.event_shape)) if d.event_shape else each
+
+# %% ../nbs/36_latents.ipynb #kl36each
 def kl_per_latent(
-    q:Distribution, # A diagonal normal, `[batch]`
-    p:Distribution # A diagonal normal
-) -> Tensor: # Nats, `[batch, latents]`
-    "The divergence of each latent by itself; raises `TypeError` where it is not a sum"
-    for name, d in ('posterior', q), ('prior', p):
-        if not isinstance(d, DiagonalNormal): raise TypeError(f"`{name}` must be a diagonal normal for its rate to be a sum over latents, got a {type(d).__name__}")
-    alone = [type(d)(d.loc, d.log_scale, event_dims=0) for d in (q, p)]
-    return kl(*alone).flatten(len(q.batch_shape))
+    q:Distribution, # A posterior, `[batch]`
+    p:Distribution, # A prior
+    z:Tensor|None=None # Samples of `q`, `[*samples, batch, *latent]`, for an estimate where no closed form is known; one is drawn if needed
+) -> Tensor: # Nats, `[batch, latents]`, or `[*samples, batch, latents]` if estimated
+    "The divergence of each latent by itself, exact for diagonal normals, else estimated on `z`"
+    if isinstance(q, DiagonalNormal) and isinstance(p, DiagonalNormal):
+        alone = [type(d)(d.loc, d.log_scale, event_dims=0) for d in (q, p)]
+        return kl(*alone).flatten(len(q.batch_shape))
+    if z is None: z = q.sample()
+    return log_each(q, z, 'posterior') - log_each(p, z, 'prior')
 
 # %% ../nbs/36_latents.ipynb #acbb07bf
 class KLPerLatent(Evaluator):
-    "The mean rate of each latent, nats per sample"
+    "The mean rate of each latent, their sum, and what the prior's knowledge of dependence saves of it, nats per sample"
     quantity, needs = 'kl_per_latent', (Encodes,)
+
+    def __init__(self,
+        split:str='valid', # Which rows
+        n:int|None=None, # How many of them; all by default
+        batch_size:int=1024, # Rows times samples at a time
+        fixed:bool=True, # The same rows and noise at each look?
+        n_samples:int=1 # Samples of the posterior per data point, where rates are estimated
+    ):
+        super().__init__(split, n, batch_size, fixed)
+        self.n_samples = whole('n_samples', n_samples)
 
     def check(self, optimization):
         super().check(optimization)
-        prior_of(optimization.model, self.label)
+        observe(optimization, lambda o: kl_per_latent(o.model.encode(next(batches(o, self.split, n=2))['x']), prior_of(o.model, self.label)))
 
     def evaluate(self, optimization):
-        p = prior_of(optimization.model, self.label)
-        return Figure(bars(torch.cat([kl_per_latent(q, p) for q, _ in posteriors(self, optimization)]).double().mean(0).cpu(), 'rate (nats)'))
+        p, rates, gains = prior_of(optimization.model, self.label), [], []
+        for q, _ in posteriors(self, optimization, max(1, self.batch_size//self.n_samples)):
+            z = q.sample((self.n_samples,))
+            rate = kl_per_latent(q, p, z)
+            rates.append(rate if rate.ndim == 2 else rate.mean(0)), gains.append((p.log_prob(z) - log_each(p, z, 'prior').sum(-1)).mean(0))
+        rates, gain = torch.cat(rates).double().mean(0).cpu(), torch.cat(gains).double().mean().item()
+        numbers = {**dict(enumerate(rates.tolist())), 'sum': rates.sum().item(), 'dependence': gain}
+        return {**{str(k): Scalar(v) for k, v in numbers.items()}, 'bars': Figure(bars(rates, 'rate (nats)'))}

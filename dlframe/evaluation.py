@@ -188,14 +188,15 @@ def bounds(self:ELBO,
     weigh:Callable[[Tensor, int], Tensor] # Logarithms of importance weights, `[samples, batch]`, for data and a number of samples
 ) -> Tensor: # Nats, `[n]`, float64
     "The bound of each row, never from more than `batch_size` weights at a time"
-    found = []
-    for batch in self.read(optimization, max(1, self.batch_size//self.n_samples)):
+    found = torch.empty(len(self.rows(optimization)), dtype=torch.float64, device=optimization.device) # before the weights: small tensors among large ones keep memory from being used again
+    place = iter(found.split(size := max(1, self.batch_size//self.n_samples)))
+    for batch in self.read(optimization, size):
         total = None
         for n in parts(self.n_samples, self.batch_size):
             more = self.total(weigh(batch['x'], n).double())
             total = more if total is None else self.total(torch.stack([total, more]))
-        found.append(self.mean(total))
-    return torch.cat(found)
+        next(place).copy_(self.mean(total))
+    return found
 
 # %% ../nbs/32_evaluation.ipynb #094d8c48
 class LogLikelihood(ELBO):

@@ -31,7 +31,7 @@ def tortured(*words, kills):
     assert said.groups()[2:] == ('0', '0') and r.returncode == 0, r.stdout
     assert int(said[1]) >= kills and int(said[2]) > 0, r.stdout
 
-def test_killed_at_random(): tortured('--kills', '6', '--every', '0', '--commands', '0', kills=6)
+def test_killed_at_random(): tortured('--kills', '9', '--every', '0', '--commands', '0', kills=9)
 
 def test_killed_before_a_call_that_changes_a_file(): tortured('--kills', '0', '--every', '30', '--commands', '0', kills=6)
 

@@ -71,6 +71,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dlframe.architectures.MLP.forward': ('architectures.html#mlp.forward', 'dlframe/architectures.py'),
                                        'dlframe.architectures._conditional': ( 'architectures.html#_conditional',
                                                                                'dlframe/architectures.py'),
+                                       'dlframe.architectures._layer': ('architectures.html#_layer', 'dlframe/architectures.py'),
                                        'dlframe.architectures._per_layer': ('architectures.html#_per_layer', 'dlframe/architectures.py'),
                                        'dlframe.architectures._settings': ('architectures.html#_settings', 'dlframe/architectures.py'),
                                        'dlframe.architectures._sizes': ('architectures.html#_sizes', 'dlframe/architectures.py'),

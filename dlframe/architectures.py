@@ -19,11 +19,19 @@ from .specs import Part
 
 # %% ../nbs/03_architectures.ipynb #8a7237a7
 def activation(
-    name:str # A class of `torch.nn`: `'ReLU'`, `'GELU'`, `'SiLU'`, `'Tanh'`, …
+    name:str, # A class of `torch.nn`: `'ReLU'`, `'GELU'`, `'SiLU'`, `'Tanh'`, …
+    dim:int=-1 # The dimension that `'GLU'` halves
 ) -> nn.Module: # The module
     "Make an activation by its name in `torch.nn`; raises `UnknownName` for others"
     names = [k for k, v in vars(nn.modules.activation).items() if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__.endswith('.activation')]
-    return getattr(nn, known('activation', name, names))()
+    cls = getattr(nn, known('activation', name, names))
+    return cls(dim) if cls is nn.GLU else cls()
+
+def _layer(affine, n_in, n_out, *args, activation, dim=-1, **kwargs):
+    "An affine layer and its activation, with `n_out` outputs; half of what `'GLU'` is given are gates"
+    return affine(n_in, n_out*(2 if activation == 'GLU' else 1), *args, **kwargs), _activation(activation, dim)
+
+_activation = activation
 
 # %% ../nbs/03_architectures.ipynb #25c33989
 class MLP(Part, nn.Module):
@@ -37,7 +45,7 @@ class MLP(Part, nn.Module):
         self.in_shape = tuple(wholes('in_shape', in_shape))
         sizes = [math.prod(self.in_shape), *wholes('widths', widths)]
         self.out_shape = (sizes[-1],)
-        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), _activation(activation))]
+        layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in _layer(nn.Linear, a, b, activation=activation)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self,
@@ -45,8 +53,6 @@ class MLP(Part, nn.Module):
     ) -> Tensor: # Features, `[..., width]`
         "Features of each input"
         return self.layers(x.flatten(x.ndim - len(self.in_shape)) if len(self.in_shape) > 1 else x)
-
-_activation = activation
 
 # %% ../nbs/03_architectures.ipynb #097a6084
 def _per_layer(argument, value, n, least):
@@ -83,7 +89,7 @@ class Conv(Part, nn.Module):
         height, width = (_sizes(s, ks, ss, ps)[-1] for s in self.in_shape[1:])
         ins = [self.in_shape[0], *channels]
         self.out_shape = (ins[-1], height, width)
-        layers = [layer for a, b, k, s, p in zip(ins, channels, ks, ss, ps) for layer in (nn.Conv2d(a, b, k, s, p), _activation(activation))]
+        layers = [layer for a, b, k, s, p in zip(ins, channels, ks, ss, ps) for layer in _layer(nn.Conv2d, a, b, k, s, p, activation=activation, dim=-3)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self,
@@ -114,11 +120,11 @@ class Deconv(Part, nn.Module):
         ins, outs = (channels, [*channels[1:], channels[-1]]) if dense else ([self.in_shape[0], *channels], channels)
         self.start, self.out_shape = (ins[0], hs[0], ws[0]), (outs[-1], *size)
         if not dense and self.in_shape != self.start: raise ValueError(f"`in_shape` must be {self.start} to grow to {tuple(size)} without a dense layer, got {self.in_shape}")
-        self.dense = nn.Sequential(nn.Linear(math.prod(self.in_shape), math.prod(self.start)), _activation(activation)) if dense else None
+        self.dense = nn.Sequential(*_layer(nn.Linear, math.prod(self.in_shape), math.prod(self.start), activation=activation)) if dense else None
         layers = []
         for i, (a, b, k, s, p) in enumerate(zip(ins, outs, ks, ss, ps)):
             extra = tuple(sizes[i + 1] - ((sizes[i] - 1)*s - 2*p + k) for sizes in (hs, ws))
-            layers += [nn.ConvTranspose2d(a, b, k, s, p, output_padding=extra), _activation(activation)]
+            layers += _layer(nn.ConvTranspose2d, a, b, k, s, p, output_padding=extra, activation=activation, dim=-3)
         self.layers = nn.Sequential(*layers)
 
     def forward(self,

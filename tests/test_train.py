@@ -10,6 +10,7 @@ from tree import ROOT
 
 from dlframe.faces import synthetic_celeba
 from dlframe.loading import load
+from dlframe.loggers import read_metrics
 from dlframe.vae import VAE
 
 data_root = Path(os.environ.get('DATA_ROOT') or '~/.cache/dlframe/data').expanduser()
@@ -166,7 +167,7 @@ def test_mnist(values, kernel):
 
 # Models and options by parameter alone, in a kernel that several tests share
 
-GAN, EVALUATE = (PAGE.replace('train', name) for name in ('gan', 'evaluate'))
+GAN, EVALUATE, LIKELIHOODS = (PAGE.replace('train', name) for name in ('gan', 'evaluate', 'likelihoods'))
 
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory):
@@ -305,6 +306,18 @@ def test_gan(model, shared, home, tmp_path):
     good(papermill(GAN, tmp_path/'out.ipynb', env, model=model, name=model, **few))
     error, quantities = shared.evaluate(tmp_path/'runs'/model, split='valid')
     assert error == '' and {'generator.loss' if model == 'GAN' else 'decoder.loss', 'discriminator.loss'} <= quantities
+
+def test_likelihoods_by_the_recipe_of_another_paper(home, tmp_path):
+    "Gates, a beta that rises and a VampPrior; trained on from where it is when the page is asked for more"
+    env = environment(home, RUNS_ROOT=tmp_path/'runs')
+    for passes in 2., 3.:
+        asked = dict(recipe='tomczak', binarize='static', warm_up=2., passes=passes, samples='[1]', priors='[vamp]', prior_options='{vamp: {components: 7, limits: [0, 1]}}')
+        good(papermill(LIKELIHOODS, tmp_path/f'{passes}.ipynb', env, test_images=50, test_samples=20, **asked))
+        run = tmp_path/'runs'/'tomczak-digits-static-VAE-vamp'
+        assert read_metrics(run)['epochs'].max() == passes
+    model = load(run).model
+    assert (float(model.beta()), model.prior.pseudo_inputs().shape, [type(l).__name__ for l in model.encoder.body.layers]) == (1., (7, 1, 8, 8), ['Linear', 'GLU']*2)
+    assert any('VAE, vamp' in ''.join(t) for t in shown(tmp_path/'3.0.ipynb', 'text/html'))
 
 def test_evaluate_by_papermill(home, tmp_path):
     "Where there is no run it makes one, and looks at it"

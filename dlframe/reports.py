@@ -449,7 +449,7 @@ def learning(
     lines = {run: rows for run, rows in _lines(table, metric, x).items() if rows}
     if not lines: raise TooFew(f"`table` must hold at least 1 trial that has logged {metric}, got none")
     order = [run for run in table.index if run in lines]
-    fig, ax = plt.subplots(figsize=(5, 3), dpi=70)
+    fig, ax = plt.subplots(figsize=(4.5, 2.7), dpi=70)
     for run in reversed(order):
         leads, ends = run == order[0], table.loc[run, 'state']
         ax.plot(*zip(*lines[run]), c='C3' if leads else 'grey', lw=2 if leads else .8, ls='--' if ends == 'stopped early' else '-', marker='.' if len(lines[run]) == 1 else None, alpha=1 if leads else .6, label=run if leads else None)

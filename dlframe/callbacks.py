@@ -98,6 +98,7 @@ class LogTerms(Periodic):
         summed = [{k: map(sum, zip(*(s[k] for s in step))) for k in step[0]} for step in zip(*mine)]
         self.steps = [{k: (torch.tensor(v, dtype=torch.float64, device=pl_module.device), n) for k, (v, n) in s.items()} for s in summed]
 
+# %% ../nbs/35_callbacks.ipynb #1349846b
 def gathered(
     trainer, # Lightning's trainer
     mine # What this process has: plain data and tensors
@@ -154,6 +155,7 @@ def check(self:LogTerms,
         found.append((name, sums, means))
     return found
 
+# %% ../nbs/35_callbacks.ipynb #5a32e661
 def check_weights(
     trainer, # Lightning's trainer
     optimization # What trains
@@ -309,6 +311,7 @@ def read_checkpoint(
     if missing := [n for n in needed if n not in saved]: raise Damaged(f"{file} must be a checkpoint with {', '.join(needed)}, got one without {', '.join(missing)}")
     return saved
 
+# %% ../nbs/35_callbacks.ipynb #52285ce7
 def newest(
     folder:Path # Of a run
 ) -> tuple[Path, dict]: # A file and what is in it
@@ -357,6 +360,7 @@ def watched() -> bool: # Is there a person in front of it?
     kernel = getattr(shell, 'kernel', None)
     return bool(getattr(kernel, '_allow_stdin', False)) if kernel else sys.stderr.isatty()
 
+# %% ../nbs/35_callbacks.ipynb #3007c73a
 class Progress(Callback):
     "A bar where somebody watches, else a line for each tenth of the way"
     def __init__(self,

@@ -114,6 +114,7 @@ def _as_split(opened):
     if isinstance(opened, Mapping): return Split(opened)
     return opened if isinstance(opened, (Split, Items)) else Items(opened)
 
+# %% ../nbs/21_data.ipynb #51ea8cf4
 class Data(Part):
     "Named splits, opened when they are first asked for; subclasses say which there are and how to `open` one"
     splits = ('train', 'valid', 'test')
@@ -201,6 +202,7 @@ def rows(self:Loader,
     epoch, position = divmod(batch, len(self))
     return self.shares(epoch)[position]
 
+# %% ../nbs/21_data.ipynb #333166a9
 @patch
 def __iter__(self:Loader) -> Iterator[dict[str, Tensor]]:
     parts = self.shares()

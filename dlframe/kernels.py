@@ -88,6 +88,7 @@ def _arranged(kernels, dim):
     "The axes of rows first"
     return kernels if dim != 'mi' else np.swapaxes(kernels, 1, 2)
 
+# %% ../nbs/25_kernels.ipynb #bc49bace
 class Kernels(Data):
     "Kernels of one layer: `x` is `[1, *kernel]`, or `[channels, *kernel]`"
     def __init__(self,

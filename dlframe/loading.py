@@ -133,6 +133,7 @@ def load(
         if isinstance(ramp, Ramp): ramp.to(device).advance(left.counters)
     return left
 
+# %% ../nbs/40_loading.ipynb #5e46138f
 def _load_good(model, folder):
     "The weights from the first file that is good; with a warning, if it is not the first that is there"
     there = [folder/name for name in weight_files if (folder/name).is_file()]
@@ -142,6 +143,7 @@ def _load_good(model, folder):
             if not others: raise
             print(f'{e}. Reading {others[0].name} instead', file=sys.stderr)
 
+# %% ../nbs/40_loading.ipynb #31c97f0e
 def _built(manifest, packages):
     "The model, not yet trained, and the weights of its loss terms, which may share a ramp with it"
     optimization = manifest.get('optimization', {})
@@ -169,6 +171,7 @@ def find_folder(
     folder = find_device().runs_root/'wandb'/run
     return folder if (folder/weights[0]).exists() else download(run, folder, weights)
 
+# %% ../nbs/40_loading.ipynb #152410b1
 def _ask(path, ask):
     "What W&B answers"
     import wandb
@@ -191,6 +194,7 @@ def download(
         os.replace(Path(new)/'run', folder)
     return folder
 
+# %% ../nbs/40_loading.ipynb #9d22ef53
 def bring(
     run, # Of W&B, as its client gives it
     folder:Path, # Where to; made here
@@ -264,6 +268,7 @@ def _told(where):
     given = read(file) if file.is_file() else {} if Path(where).is_dir() else ask_sweep(where, lambda sweep: sweep.config)
     return metric if isinstance(metric := given.get('metric'), Mapping) else {}
 
+# %% ../nbs/40_loading.ipynb #ff7a7256
 def best(
     where:str|Path, # A folder with runs, at any depth, or a sweep of W&B, `'entity/project/sweeps/id'`
     metric:str|None=None, # A logged name; that of the sweep by default, or else `'valid/loss'`
@@ -285,6 +290,7 @@ def best(
     run = (min if goal == 'minimize' else max)(values, key=values.get)
     return load(run, device, packages)
 
+# %% ../nbs/40_loading.ipynb #0aec5767
 def _local(where): return {f: (_metrics(f), find_weights(f) is not None) for f in run_folders(where)}
 
 def _value(logged, metric, goal, by):

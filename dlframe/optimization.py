@@ -80,6 +80,7 @@ def schedules() -> dict[str, type]: # Classes by name
     found = vars(torch.optim.lr_scheduler).items()
     return {k: v for k, v in found if isinstance(v, type) and issubclass(v, torch.optim.lr_scheduler.LRScheduler) and k not in other and k[0] != '_'}
 
+# %% ../nbs/34_optimization.ipynb #66aee312
 def in_steps(
     argument:str, # Where it was given, for the message
     value, # `'500 steps'`, `'10 epochs'`, a list of such, or anything that is no duration
@@ -92,6 +93,7 @@ def in_steps(
     if length.unit not in ('steps', 'epochs'): raise ValueError(f"`{argument}` must be in steps or epochs, got {str(value)!r}")
     return max(1, round(length.amount*(steps_per_epoch if length.unit == 'epochs' else 1)))
 
+# %% ../nbs/34_optimization.ipynb #1ed9fbe7
 def make_schedules(
     optimizer:torch.optim.Optimizer, # Whose learning rate
     schedule:Mapping[str, Mapping], # Options by class, `{'CosineAnnealingLR': {'T_max': '20 epochs'}}`
@@ -308,6 +310,7 @@ def on_fit_start(self:Optimization):
     self.trainable = {n for n, p in self.model.named_parameters() if p.requires_grad}
     if self.compile_model: self.__dict__['compiled'] = torch.compile(self.model)
 
+# %% ../nbs/34_optimization.ipynb #9aff16e8
 @patch
 def choose(self:Optimization,
     turn:str|None # A player
@@ -320,6 +323,7 @@ def choose(self:Optimization,
         self.chosen = turn
     return made[names.index(turn)]
 
+# %% ../nbs/34_optimization.ipynb #fe0e609a
 @patch
 def update(self:Optimization,
     optimizer:torch.optim.Optimizer, # Whose turn it is

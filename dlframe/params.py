@@ -35,6 +35,7 @@ def _one(name, value, kind):
     if isinstance(value, kind) and not (isinstance(value, bool) and kind is int): return value
     raise TypeError
 
+# %% ../nbs/41_params.ipynb #7bc730fc
 def _many(name, value, origin, args):
     "Read `value` as a list or dictionary whose entries have types of their own"
     if isinstance(value, str): value = parse(value)
@@ -56,6 +57,7 @@ def _choice(name, value, args):
 
 def _kind(kind): return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace('typing.', '')
 
+# %% ../nbs/41_params.ipynb #71147b6a
 def read_value(
     name:str, # The parameter, for the message
     value, # What was passed

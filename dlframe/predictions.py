@@ -108,6 +108,7 @@ def check_target(
     if y.is_floating_point() or not 0 <= y.min() <= y.max() < classes:
         raise ValueError(f"`y` must hold whole numbers from 0, below the number of classes {classes}, got {y.unique()[[0, -1]].tolist()} and between")
 
+# %% ../nbs/37_predictions.ipynb #8103d53e
 @patch
 def compare(self:Predictions,
     optimization, # Has `model`

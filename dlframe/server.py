@@ -33,6 +33,7 @@ def _start(f, *args):
     thread.start()
     return thread
 
+# %% ../nbs/30_server.ipynb #9da5b368
 def finish(
     run, # W&B's
     code:int, # Its exit status
@@ -57,6 +58,7 @@ def finish(
     _start(_end, run.id).join(3), done.wait(1)
     return False
 
+# %% ../nbs/30_server.ipynb #05c90115
 def _end(run_id):
     "End W&B in the middle of what it does"
     import wandb
@@ -87,6 +89,7 @@ def _told(end):
     except Exception: return False # it has not begun
     return state == 'finished' if end == 'finished' else state in ('failed', 'killed', 'crashed', 'preempting', 'preempted')
 
+# %% ../nbs/30_server.ipynb #d4be3755
 def _tell(end, done):
     import wandb
     with suppress(Exception), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -98,6 +101,7 @@ def _tell(end, done):
             if not finish(run, ends.get(end, 1), 5.): return
         done.append(end)
 
+# %% ../nbs/30_server.ipynb #27bc7a84
 def report(
     end:str, # `'finished'`, `'failed'`, `'stopped'` by somebody, or `'preempted'`: to be given out again
     patience:float=60. # Seconds that it may take, as long as the server answers

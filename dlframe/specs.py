@@ -159,6 +159,7 @@ def _import_longest(names, packages):
         found, rest = sys.modules[module], names[n:]
     return found, rest
 
+# %% ../nbs/01_specs.ipynb #78a5a733
 def _inside(found, attribute):
     "`found.attribute`; raises `UnknownName`, with the nearest"
     try: return getattr(found, attribute)
@@ -166,6 +167,7 @@ def _inside(found, attribute):
     except Exception as e: raise ValueError(f"`cls` must name a class, got {attribute!r} of {shown(found)}: {shortened(str(e))}") from e
     known(f"{getattr(found, '__name__', type(found).__name__)}.*", attribute, [a for a, o in getattr(found, '__dict__', {}).items() if _is_kind(o)])
 
+# %% ../nbs/01_specs.ipynb #623c0c5a
 def find(
     name:str, # A full name, `torch.nn.Linear` or `"<class 'torch.nn.modules.linear.Linear'>"`
     packages:Iterable[str]=(), # Packages to trust besides `allowed_packages`
@@ -250,6 +252,7 @@ def _locate(root, keys, packages):
         if not isinstance(child, (list, Mapping)): raise UnknownName(f"`{path}` must have parts of its own to change {'.'.join(keys)!r} in it, got {shown(child)}")
         node = child
 
+# %% ../nbs/01_specs.ipynb #06fa2c98
 def _meant(root, child, path, packages):
     "What `{'same': …}` refers to, in as many steps as it takes"
     seen = []
@@ -261,6 +264,7 @@ def _meant(root, child, path, packages):
         child = inside.get(last) if isinstance(inside, Mapping) else inside[last]
     return child
 
+# %% ../nbs/01_specs.ipynb #f365c76c
 def override(
     s:dict, # A specification; it is not changed
     changes:Mapping, # Paths and their new values, `{'model.beta': 0.1}`
@@ -304,6 +308,7 @@ def _text(o, lead, path, seen, width):
         if type(o).__repr__ is Part.__repr__: return _called(o, lead, path, seen, width)
     return lead + _word(o)
 
+# %% ../nbs/01_specs.ipynb #0421b57e
 def _word(o):
     "What is neither a part nor a collection, on one line unless it is a module"
     if isinstance(o, (type, FunctionType, BuiltinFunctionType)): return o.__name__
@@ -317,6 +322,7 @@ def _is_default(value, default):
     try: return bool(value == _snapshot(default))
     except Exception: return False # tensors have no opinion
 
+# %% ../nbs/01_specs.ipynb #a7e131ce
 def _called(o, lead, path, seen, width):
     "The call that makes `o`"
     sig, parts = signature(type(o).__init__).parameters, []
@@ -366,6 +372,7 @@ class _Loader(yaml.SafeLoader):
 _number = re.compile(r'^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$')
 for first in '-+.0123456789': _Loader.yaml_implicit_resolvers.setdefault(first, []).insert(0, ('tag:yaml.org,2002:float', _number))
 
+# %% ../nbs/01_specs.ipynb #34ed312f
 def _size(o, seen):
     "How many values there are if each alias is written out; an alias inside what it stands for is an error"
     if not isinstance(o, (dict, list)): return 1
@@ -387,6 +394,7 @@ def _data(text):
     if _size(found, {}) > max(len(text), 100_000): raise ValueError('aliases of aliases, too many to write out')
     return found
 
+# %% ../nbs/01_specs.ipynb #4bc95594
 def parse(
     text:str # `0.1`, `1e-5`, `[64, 32]`, `true`, `some text`, or a whole document
 ): # Plain data
@@ -405,6 +413,7 @@ def write(
     new.write_bytes(text.encode('utf-8', 'backslashreplace')) # half of a pair of UTF-16 becomes the escape of JSON
     os.replace(new, path)
 
+# %% ../nbs/01_specs.ipynb #7351f2f0
 def read(
     path:str|Path # A JSON or YAML file
 ) -> dict: # Its contents

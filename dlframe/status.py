@@ -52,6 +52,7 @@ def claim(
     sweep(Path(folder))
     return lock
 
+# %% ../nbs/38_status.ipynb #6dc2ad03
 def state(
     folder:Path # Of a run
 ) -> str: # One of `states`, or `'cut short'`, or `''` if nothing is known

@@ -26,6 +26,7 @@ distributions = {
     **dict.fromkeys(('normal', 'log_normal'), _bell), **dict.fromkeys(('q_normal', 'q_log_normal'), (*_bell, 'q')), 'beta': ('a', 'b'), 'q_beta': ('a', 'b', 'q')}
 usual_options = {'mu': 0., 'sigma': 1., 'q': 1., 'a': 1., 'b': 1.}
 
+# %% ../nbs/44_sweeps.ipynb #b5dbf5e9
 @dataclass(frozen=True)
 class Choice:
     "How a sweep chooses a value"
@@ -62,6 +63,7 @@ def choice(
     check_options(kind, options, path)
     return Choice(kind, options)
 
+# %% ../nbs/44_sweeps.ipynb #4e83236d
 def choices(
     given, # Names, and how they are chosen
     path:str='parameters' # Where they stand, for messages
@@ -100,6 +102,7 @@ def check_options(
     if 'value' in options: _as_json(f'{path}.value', options['value'])
     if 'values' in options: _check_values(options, path)
 
+# %% ../nbs/44_sweeps.ipynb #9aacb23a
 def _check_values(options, path):
     values, shares = options['values'], options.get('probabilities')
     if not isinstance(values, list) or not values: raise ValueError(f"`{path}.values` must be a list of at least one value, got {shown(values)}")
@@ -159,6 +162,7 @@ class Sweep:
     early_terminate:dict = field(default_factory=dict) # `{'type': 'hyperband', 'min_iter': 3, …}`
     about:dict = field(default_factory=dict) # Name, description, project and entity
 
+# %% ../nbs/44_sweeps.ipynb #6f3d8179
 def _metric(given):
     if not isinstance(given, Mapping): raise TypeError(f"`metric` must be a mapping with name and goal, got {shown(given)}")
     for key in given: known('metric', key, ('name', 'goal', 'target', 'impute', 'impute_while_running'))
@@ -194,6 +198,7 @@ def read_sweep(
         kind = next(k for k in (UnknownName, TypeError, ValueError) if isinstance(e, k))
         raise kind(f'{file}: {e}') from e
 
+# %% ../nbs/44_sweeps.ipynb #8c284612
 def _sweep(file, given, folder):
     for key in given:
         if key in _elsewhere: raise ValueError(f"`{key}` must not be given: it is for a service of W&B that dlframe has nothing to do with, got {shown(given[key])}")

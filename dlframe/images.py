@@ -31,11 +31,12 @@ def check_pixels(
 
 def fixed(
     tensors:dict[str, Tensor], # Of a split, `x` of bytes
-    binarize:str # Black or white if this is `'static'`
+    binarize:str, # Black or white if this is `'static'`
+    split:str # One of `Data.splits`, each of which has noise of its own
 ) -> dict[str, Tensor]: # The same, `x` of 0 and 255 if so
     "Draw each pixel once, the same every time"
     if binarize != 'static': return tensors
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(Data.splits.index(split))
     return {**tensors, 'x': torch.cat([255*(255*torch.rand(x.shape, generator=draw) < x).byte() for x in tensors['x'].split(1000)])}
 
 def _prepare(self, batch):
@@ -65,7 +66,7 @@ class Digits(Data):
         x, y = load_digits(return_X_y=True)
         rows = _rows(y, 300, 300)[name]
         x = torch.from_numpy(np.round(x*(255/16)).astype(np.uint8)).view(-1, 1, 8, 8)
-        return fixed({'x': x[rows], 'y': torch.from_numpy(y).long()[rows]}, self.binarize)
+        return fixed({'x': x[rows], 'y': torch.from_numpy(y).long()[rows]}, self.binarize, name)
 
     prepare = _prepare
 
@@ -202,12 +203,12 @@ class TorchvisionImages(Data):
 
     def open(self, name):
         own = torchvision_sets[self.name]
-        if name in own and ('valid' in own or name == 'test'): return fixed(self.read(name), self.binarize)
+        if name in own and ('valid' in own or name == 'test'): return fixed(self.read(name), self.binarize, name)
         tensors = self.read('train')
         n, held = len(tensors['y']), round(self.valid*len(tensors['y']))
         if not own: rows = _rows(tensors['y'].numpy(), held, held)[name]
         else: rows = {'train': slice(n - held), 'valid': slice(n - held, n)}[name]
-        return fixed({k: v[rows] for k, v in tensors.items()}, self.binarize)
+        return fixed({k: v[rows] for k, v in tensors.items()}, self.binarize, name)
 
     prepare = _prepare
 

@@ -173,6 +173,7 @@ class Agent:
     def step(self) -> bool: # Is there more to do?
         "Look at everything once"
         self.agents.beat()
+        for job in self.jobs.values() if self.leaving else (): job.ask_to_stop() # one may have begun while this agent was asked to go
         for place in list(self.jobs): self.look(place)
         if not self.leaving and time.monotonic() >= self.due: self.fill()
         return bool(self.jobs) or not self.leaving and self.more
@@ -210,7 +211,7 @@ def fill(self:Agent) -> None:
     "Begin trials where there is room"
     self.trials.reap()
     for place in (i for i in range(len(self.devices)) if i not in self.jobs):
-        taken = self.trials.take() if self.begun < self.most else None
+        taken = self.trials.take() if self.begun < self.most and not self.leaving else None
         if taken is None: break
         self.begin(place, taken)
     else:
@@ -231,12 +232,12 @@ def begin(self:Agent,
 ) -> None:
     "Start a trial"
     share = max(1, cores() // self.agents.beside())
+    again = 'goes on' if (self.folder/taken.run).exists() else 'begins' # before it has made its folder
     try: self.jobs[place] = Job(self.sweep, self.folder, taken, share, self.devices[place])
     except BaseException:
         self.trials.give_back(taken.key)
         raise
     self.begun += 1
-    again = 'goes on' if (self.folder/taken.run).exists() else 'begins'
     self.say(f"{taken.run} {again}: {shortened(', '.join(f'{k} {v}' for k, v in varied(self.sweep, taken.config).items()), 150)}")
 
 # %% ../nbs/47_agent.ipynb #4000d017

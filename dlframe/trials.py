@@ -361,9 +361,9 @@ def give_back(self:Trials,
     key:int # Of a trial
 ) -> None:
     "Let it wait for another agent"
+    self.held.discard(key) # first, for if the record is out of reach now it is reaped later
     self.storage.set_trial_user_attr(key, 'agent', '')
     self.storage.set_trial_state_values(key, TrialState.WAITING)
-    self.held.discard(key)
 
 # %% ../nbs/46_trials.ipynb #471a2a57
 _deaths = 10

@@ -119,6 +119,42 @@ def test_asked_to_go(tmp_path, number):
     assert f'go on with: dlframe-agent beta.yaml {folder}' in said(file) and '2 trials save and stop' in said(file)
     assert finish([start(file, folder)]) == [0]
     assert sum(len(lines) > 2 for lines in whole(file, folder, 6).values()) == 2
+    assert (said(file).count(' begins: '), said(file).count(' goes on: ')) == (6, 2)
+
+ASKED = """
+import signal, sys
+from pathlib import Path
+from dlframe.agent import Agent
+from dlframe.sweeps import read_sweep
+from dlframe.trials import Agents, Trials
+class Asked(Trials):
+    def take(self):
+        signal.raise_signal(signal.SIGTERM)
+        return super().take()
+sweep, folder = read_sweep(Path(sys.argv[1])), Path(sys.argv[2])
+with Agents(folder) as me: code = Agent(sweep, folder, Asked(sweep, me, folder), ['cpu']*3).run()
+sys.exit(code)
+"""
+
+def test_asked_while_it_takes_a_trial(tmp_path):
+    "It begins no other one, and this one, which it did not have yet when it was asked, is told too"
+    file, folder = sweep_file(tmp_path, ['sh', '-c', 'exec sleep 5', '${program}', '${args_json}']), tmp_path/'runs/beta'
+    r = subprocess.run([sys.executable, '-c', ASKED, file.name, folder], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert r.returncode == 128 + signal.SIGTERM, r.stdout + r.stderr
+    assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
+
+@pytest.mark.parametrize('number, asked', [(signal.SIGUSR1, 'requeue 7\n'), (signal.SIGTERM, '')], ids=lambda x: getattr(x, 'name', ''))
+def test_warned_by_slurm(tmp_path, number, asked):
+    "The agent's job starts again once the trial has been given back; not if it was told to go for good"
+    file, folder = sweep_file(tmp_path), tmp_path/'runs/beta'
+    (tmp_path/'bin').mkdir(), (tmp_path/'asked').touch()
+    (tmp_path/'bin/scontrol').write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path/'bin/scontrol').chmod(0o755)
+    agent = start(file, folder, SLURM_JOB_ID=7, SLURM_JOB_NAME='agents', PATH=f"{tmp_path/'bin'}{os.pathsep}{os.environ['PATH']}")
+    until(lambda: any(told(folder).values()))
+    agent.send_signal(number)
+    assert agent.wait(60) == 128 + number
+    assert (tmp_path/'asked').read_text() == asked and [t.state.name for t in record(file, folder).all()] == ['WAITING']
 
 def test_an_agent_that_is_to_stay(tmp_path):
     "Started with `nohup`, it hears nothing of a terminal that is closed"

@@ -341,7 +341,7 @@ class GreyBeta(td.Beta):
     def log_prob(self, value):
         if self._validate_args: self._validate_sample(value)
         a, b, x = self.concentration1, self.concentration0, (255*value + .5)/256
-        return (a - 1)*x.log() + (b - 1)*torch.log1p(-x) + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
+        return (a - 1)*x.log() + (b - 1)*torch.log1p(-x) + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b) + math.log(255/256)
 
 class BetaHead(Head):
     "Independent Beta distributions, for grey values in [0, 1]"

@@ -19,6 +19,8 @@ from .specs import Part
 # %% ../nbs/10_models.ipynb #e6dcb133
 class Model(Part, nn.Module):
     "An objective: `forward(batch)` gives `loss` and its named terms, nats per sample"
+    additive = True # Is the loss a weighted sum of the other terms?
+
     @abstractmethod
     def forward(self,
         batch:dict[str, Tensor] # For example `{'x': [batch, *shape], 'y': [batch]}`

@@ -178,6 +178,7 @@ class Optimization(Part, pl.LightningModule):
         self.gradient_clip = None if gradient_clip is None else real('gradient_clip', gradient_clip, above=0)
         self.groups, self.schedule, self.compile_model = dict(groups or {}), dict(schedule or {}), compile
         self.weights = {k: weight(f'weights.{k}', w) for k, w in (weights or {}).items()}
+        if self.weights and not getattr(model, 'additive', True): raise ValueError(f"`weights` must not be given for a {type(model).__name__} whose loss is no sum of its terms, got {weights}; its own `beta` may do")
         self.weight_ramps = nn.ModuleList(w for w in self.weights.values() if isinstance(w, Ramp))
         for part in split.split('+'): known('split', part, data.splits)
         self.counters, self.watch, self.checked = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}, Stopwatch(), False

@@ -78,6 +78,7 @@ class VampPrior(Part, nn.Module):
         noise = torch.randn(whole('components', components), *encoder.in_shape)
         self.inputs = nn.Parameter(real('mean', mean) + real('spread', spread, above=0)*noise)
         self.limits = None if limits is None else _between(limits)
+        if self.limits and not self.limits[0] <= mean <= self.limits[1]: raise ValueError(f"`mean` must be within the limits, {self.limits}, got {mean}")
         self.register_buffer('logits', torch.zeros(components), persistent=False)
 
     def forward(self) -> Distribution: # One event, of the shape of the encoder's
@@ -187,8 +188,8 @@ class ARDPrior(Part, nn.Module):
 
 # %% ../nbs/05_priors.ipynb #01ffa964
 class Implicit(Distribution):
-    "A decoder, averaged over its latents; its density is a bound, estimated anew each time"
-    arg_constraints = {}
+    "A decoder, averaged over its latents; its density is estimated anew each time, and its logarithm is a bound on average"
+    arg_constraints, estimated = {}, True
 
     def __init__(self,
         decoder:nn.Module, # p(w|h)
@@ -211,7 +212,8 @@ class Implicit(Distribution):
 
     def log_prob(self, value):
         log_p, h, r = self._look(value, self.n_samples)
-        return (log_p if r is None else log_p + self.latents.log_prob(h) - r.log_prob(h)).mean(0)
+        log_weights = log_p if r is None else log_p + self.latents.log_prob(h) - r.log_prob(h)
+        return log_weights.logsumexp(0) - math.log(self.n_samples)
 
 # %% ../nbs/05_priors.ipynb #e2ecf48a
 @register_kl(DiagonalNormal, Implicit)
@@ -226,11 +228,12 @@ class ImplicitPrior(Part, nn.Module):
         decoder:nn.Module, # p(w|h): its own latents to a distribution over those that the prior is for
         encoder:nn.Module|None=None, # r(h|w), which makes the bound tight; without one, latents are drawn from `prior`
         prior:nn.Module|None=None, # π(h); standard normal by default
-        n_samples:int=1 # Samples to average a bound over
+        n_samples:int=1 # Latents to average the density over, or a divergence
     ):
         super().__init__()
         self.decoder, self.encoder, self.n_samples = _conditional('decoder', decoder), encoder, whole('n_samples', n_samples)
         self.event_shape, self.prior = tuple(decoder.event_shape), StandardNormalPrior(decoder.in_shape) if prior is None else prior
+        if not getattr(self.prior, 'proper', True): raise TypeError(f"`prior` must have a density, got an improper {type(self.prior).__name__}")
         if encoder is not None: _must_be('encoder.in_shape', _conditional('encoder', encoder).in_shape, "the decoder's events", self.event_shape)
         for name, part in {'encoder': encoder, 'prior': self.prior}.items():
             if part is not None: _must_be(f'{name}.event_shape', part.event_shape, "the decoder's latents", decoder.in_shape)

@@ -36,6 +36,7 @@ class Ramp(Part, nn.Module):
         for name in 'after', 'every':
             other = getattr(self, name)
             if other and other.unit != self.over.unit: raise ValueError(f"`{name}` must be in {self.over.unit}, as `over` is, got {str(other)!r}")
+        if self.every and self.every.amount < self.over.amount: raise ValueError(f"`every` must be at least as long as `over`, {str(self.over)!r}, or the end is never reached, got {str(self.every)!r}")
         self.register_buffer('value', torch.tensor(self.start))
 
     def at(self,

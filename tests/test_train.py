@@ -287,6 +287,12 @@ def test_resume(shared, home, faces):
     assert [r['steps'] for r in manifest_of(half)['resumed']] == [30]
     assert weights(half) == weights(whole) and numbers(half) == numbers(whole)
 
+def test_resume_for_longer_than_usual(shared):
+    "What is asked for counts, also if it is what a new run gets that is asked for nothing"
+    run = shared.train('short', train_for='1 epoch')
+    shared.train('short', resume=str(run), train_for='100 epochs', evaluate_every='100 epochs')
+    assert manifest_of(run)['run']['train_for'] == '100 epochs' and read_metrics(run)['epochs'].max() == 100
+
 def test_several_loggers(shared):
     run = shared.train('loggers', logger='tensorboard+wandb-offline')
     logs = [(run/'metrics.csv'), *run.rglob('events.out.tfevents.*'), *run.rglob('offline-run-*/*.wandb')]
@@ -318,6 +324,9 @@ def test_likelihoods_by_the_recipe_of_another_paper(home, tmp_path):
     model = load(run).model
     assert (float(model.beta()), model.prior.pseudo_inputs().shape, [type(l).__name__ for l in model.encoder.body.layers]) == (1., (7, 1, 8, 8), ['Linear', 'GLU']*2)
     assert any('VAE, vamp' in ''.join(t) for t in shown(tmp_path/'3.0.ipynb', 'text/html'))
+    for other, said in (dict(passes=2.), '`passes` must be at least 3, for which the run in '), (dict(seed=1), '`run.seed` must be 0, as in '), (dict(warm_up=1.), "`model.beta.over` must be '2.0 epochs', as in "), (dict(prior_options='{vmap: {}}'), "did you mean 'vamp'?"):
+        r = papermill(LIKELIHOODS, tmp_path/'other.ipynb', env, test_images=50, test_samples=20, **{**asked, **other})
+        assert r.returncode and said in r.stderr and read_metrics(run)['epochs'].max() == 3, r.stderr
 
 def test_evaluate_by_papermill(home, tmp_path):
     "Where there is no run it makes one, and looks at it"

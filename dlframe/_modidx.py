@@ -1319,6 +1319,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'dlframe.triggers.duration': ('triggers.html#duration', 'dlframe/triggers.py')},
             'dlframe.vae': { 'dlframe.vae.VAE': ('vae.html#vae', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.__init__': ('vae.html#vae.__init__', 'dlframe/vae.py'),
+                             'dlframe.vae.VAE.additive': ('vae.html#vae.additive', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.decode': ('vae.html#vae.decode', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.encode': ('vae.html#vae.encode', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.forward': ('vae.html#vae.forward', 'dlframe/vae.py'),

@@ -85,7 +85,7 @@ class Run(Part):
     ):
         for argument, value, kind in [('optimization', optimization, Optimization), ('trainer', trainer or {}, Mapping), ('name', name or '', str),
                                       ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations)]:
-            if not isinstance(value, kind): raise TypeError(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {value!r}")
+            if not isinstance(value, kind): raise TypeError(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {shown(value)}")
         self.optimization, self.evaluations, self.callbacks, self.trainer = optimization, list(evaluations), list(callbacks), dict(trainer or {})
         self.train_for, self.project, self.parameters = duration(train_for, 'train_for'), project, dict(parameters or {})
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)

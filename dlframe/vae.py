@@ -38,8 +38,10 @@ class VAE(Model):
         if (bound, gradient) == ('elbo', 'dreg'): raise ValueError("`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'")
         if not isinstance(sampled_rate, bool): raise TypeError(f"`sampled_rate` must be True or False, got {sampled_rate!r}")
         self.sampled_rate = sampled_rate or bound == 'iwae' or gradient == 'stl'
-        self.additive = bound == 'elbo'
         if self.sampled_rate: require_density(prior, 'a rate that is estimated on samples')
+
+    @property
+    def additive(self): return self.bound == 'elbo'
 
     def forward(self,
         batch:dict[str, Tensor] # `{'x': [batch, *shape]}`; other entries are not looked at

@@ -173,7 +173,8 @@ class Agent:
     def step(self) -> bool: # Is there more to do?
         "Look at everything once"
         self.agents.beat()
-        for job in self.jobs.values() if self.leaving else (): job.ask_to_stop() # one may have begun while this agent was asked to go
+        if self.leaving:
+            for job in self.jobs.values(): job.ask_to_stop() # one may have begun while this agent was asked to go
         for place in list(self.jobs): self.look(place)
         if not self.leaving and time.monotonic() >= self.due: self.fill()
         return bool(self.jobs) or not self.leaving and self.more
@@ -299,7 +300,6 @@ def despair(self:Agent,
     soon = self.failures >= 3 and time.monotonic() < self.began + 60
     if soon or self.failures >= 5 and not self.successes:
         self.trouble = f'{self.failures} trials failed{" within a minute" if soon else ""}, the last one: {reason}. WANDB_AGENT_DISABLE_FLAPPING=true lets an agent go on all the same'
-        for job in self.jobs.values(): job.ask_to_stop()
 
 # %% ../nbs/47_agent.ipynb #60bb0fd1
 @patch

@@ -120,7 +120,8 @@ def prepared(
     "Rows as bytes turn into numbers, with noise that is the same whatever is done with them"
     for i, some in enumerate(rows.split(100)):
         with fixed_randomness(torch.device(optimization.device), (torch.initial_seed()*1_000_003 + i + 1) % 2**63):
-            yield optimization.data.prepare({k: v.to(optimization.device) for k, v in data.take(some).items()})
+            piece = optimization.data.prepare({k: v.to(optimization.device) for k, v in data.take(some).items()})
+        yield piece # under the random numbers of whoever asked
 
 def batches(
     optimization, # Has `data`, `device`

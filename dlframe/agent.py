@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
-from .checks import nearest, shortened, shown, whole
+from .checks import InvalidValue, nearest, shortened, shown, whole
 from .devices import find_device
 from .search import stop, value
 from .status import requeue
@@ -363,13 +363,13 @@ def _devices(text):
     "`'0,0,1'`"
     found = [d.strip() for d in text.split(',')]
     for d in found:
-        if d != 'cpu' and not re.fullmatch(r'\d+|(GPU|MIG)-[\w/-]+', d): raise ValueError(f"`devices` must be numbers of GPUs or cpu, joined by commas, got {shown(text)}")
+        if d != 'cpu' and not re.fullmatch(r'\d+|(GPU|MIG)-[\w/-]+', d): raise InvalidValue(f"`devices` must be numbers of GPUs or cpu, joined by commas, got {shown(text)}")
     return found
 
 def _place(file, folder):
     "The folder of a sweep, checked"
     folder = Path(folder).absolute() if folder else find_device().runs_root/file.stem
-    if not re.fullmatch(r'\w[\w.-]{,60}', folder.name): raise ValueError(f"`folder` must have a name of letters, digits and any of '.-_', got {shown(folder.name)}")
+    if not re.fullmatch(r'\w[\w.-]{,60}', folder.name): raise InvalidValue(f"`folder` must have a name of letters, digits and any of '.-_', got {shown(folder.name)}")
     if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f"`folder` must be a folder, got {folder}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder/'.agents').exists(): raise FileExistsError(f"`folder` must be new, empty, or that of this sweep, got {folder}")
     return folder

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import known, real, whole
+from .checks import InvalidValue, known, real, whole
 from .distributions import log_mean_exp, validation
 from .models import prior_of, require_density
 
@@ -126,10 +126,10 @@ def check_annealing(
     "Raise `TypeError` or `ValueError` for arguments of `annealed_log_weights` that make no walk"
     for name, value in ('n_chains', n_chains), ('n_leaps', n_leaps): whole(name, value)
     real('size', size, above=0)
-    if not 0 < real('acceptance', acceptance) < 1: raise ValueError(f"`acceptance` must be between 0 and 1, got {acceptance}")
+    if not 0 < real('acceptance', acceptance) < 1: raise InvalidValue(f"`acceptance` must be between 0 and 1, got {acceptance}")
     require_density(getattr(model, 'prior', None), 'annealing')
     made = [k for k, p in model.named_parameters() if p.is_inference()] if model is not None else []
-    if made: raise ValueError(f"`model` must not have parameters that were made under `torch.inference_mode`, got {made[0]}")
+    if made: raise InvalidValue(f"`model` must not have parameters that were made under `torch.inference_mode`, got {made[0]}")
 
 # %% ../nbs/15_annealing.ipynb #67945ccb
 def annealed_log_likelihood(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import known, whole, wholes
+from .checks import InvalidType, InvalidValue, known, whole, wholes
 from .distributions import head
 from .specs import Part
 
@@ -57,7 +57,7 @@ class MLP(Part, nn.Module):
 # %% ../nbs/03_architectures.ipynb #097a6084
 def _per_layer(argument, value, n, least):
     values = wholes(argument, [value]*n if isinstance(value, int) else value, least)
-    if len(values) != n: raise ValueError(f"`{argument}` must have one entry for each of the {n} channels, got {values}")
+    if len(values) != n: raise InvalidValue(f"`{argument}` must have one entry for each of the {n} channels, got {values}")
     return values
 
 def _settings(n, kernel_size, stride, padding):
@@ -68,7 +68,7 @@ def _sizes(size, kernels, strides, paddings):
     sizes = [size]
     for layer, (k, s, p) in enumerate(zip(kernels, strides, paddings)):
         sizes.append((sizes[-1] + 2*p - k)//s + 1)
-        if sizes[-1] < 1: raise ValueError(f"`channels` must leave an image of at least one pixel, got size {sizes[-2]} before layer {layer} with kernel {k}")
+        if sizes[-1] < 1: raise InvalidValue(f"`channels` must leave an image of at least one pixel, got size {sizes[-2]} before layer {layer} with kernel {k}")
     return sizes
 
 # %% ../nbs/03_architectures.ipynb #e3c44ec8
@@ -84,7 +84,7 @@ class Conv(Part, nn.Module):
     ):
         super().__init__()
         self.in_shape, channels = tuple(wholes('in_shape', in_shape)), wholes('channels', channels)
-        if len(self.in_shape) != 3: raise ValueError(f"`in_shape` must be (C, H, W), got {self.in_shape}")
+        if len(self.in_shape) != 3: raise InvalidValue(f"`in_shape` must be (C, H, W), got {self.in_shape}")
         ks, ss, ps = _settings(len(channels), kernel_size, stride, padding)
         height, width = (_sizes(s, ks, ss, ps)[-1] for s in self.in_shape[1:])
         ins = [self.in_shape[0], *channels]
@@ -113,13 +113,13 @@ class Deconv(Part, nn.Module):
     ):
         super().__init__()
         self.in_shape, size, channels = tuple(wholes('in_shape', in_shape)), wholes('size', size), wholes('channels', channels)
-        if len(size) != 2: raise ValueError(f"`size` must be (H, W), got {size}")
-        if not channels: raise ValueError("`channels` must have at least one entry, got []")
+        if len(size) != 2: raise InvalidValue(f"`size` must be (H, W), got {size}")
+        if not channels: raise InvalidValue("`channels` must have at least one entry, got []")
         ks, ss, ps = _settings(len(channels), kernel_size, stride, padding)
         hs, ws = (_sizes(s, ks[::-1], ss[::-1], ps[::-1])[::-1] for s in size)
         ins, outs = (channels, [*channels[1:], channels[-1]]) if dense else ([self.in_shape[0], *channels], channels)
         self.start, self.out_shape = (ins[0], hs[0], ws[0]), (outs[-1], *size)
-        if not dense and self.in_shape != self.start: raise ValueError(f"`in_shape` must be {self.start} to grow to {tuple(size)} without a dense layer, got {self.in_shape}")
+        if not dense and self.in_shape != self.start: raise InvalidValue(f"`in_shape` must be {self.start} to grow to {tuple(size)} without a dense layer, got {self.in_shape}")
         self.dense = nn.Sequential(*_layer(nn.Linear, math.prod(self.in_shape), math.prod(self.start), activation=activation)) if dense else None
         layers = []
         for i, (a, b, k, s, p) in enumerate(zip(ins, outs, ks, ss, ps)):
@@ -145,7 +145,7 @@ class Conditional(Part, nn.Module):
         **options # What else the head takes: `scale`, `classes`
     ):
         super().__init__()
-        if not hasattr(body, 'out_shape'): raise TypeError(f"`body` must have `in_shape` and `out_shape`, got {type(body).__name__}")
+        if not hasattr(body, 'out_shape'): raise InvalidType(f"`body` must have `in_shape` and `out_shape`, got {type(body).__name__}")
         self.body, self.in_shape, self.event_shape = body, body.in_shape, tuple(wholes('event_shape', event_shape))
         channelwise = len(body.out_shape) == 3 and body.out_shape[1:] == self.event_shape[1:]
         self.flatten = len(body.out_shape) if not channelwise else 0
@@ -206,7 +206,7 @@ def predictor(
 ) -> Conditional: # p(y|·)
     "A network from latents or data to a label, to real targets, or to attributes"
     given = {k: v for k, v in {'classes': classes, 'dim': dim, 'attributes': attributes}.items() if v is not None}
-    if len(given) != 1: raise ValueError(f"one of `classes`, `dim` and `attributes` must be given, got {given or 'none'}")
+    if len(given) != 1: raise InvalidValue(f"one of `classes`, `dim` and `attributes` must be given, got {given or 'none'}")
     (kind, n), = given.items()
     head, event_shape = ('categorical', ()) if kind == 'classes' else ('normal' if kind == 'dim' else 'bernoulli', (whole(kind, n),))
     if kind == 'classes': options['classes'] = n

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint as LastCallback
 from pytorch_lightning.plugins.io import CheckpointIO
 from tqdm import tqdm
 
-from .checks import known, shown
+from .checks import InvalidType, InvalidValue, known, shown
 from .entries import Entry, Scalar, Scalars
 from .evaluation import Evaluator
 from .files import Damaged, keep_previous, save_whole, verify
@@ -177,8 +177,8 @@ class Evaluate(Periodic):
         at_end:bool=True # After the last step?
     ):
         super().__init__(every)
-        if not isinstance(name, (str, NoneType)): raise TypeError(f"`name` must be a text, got {shown(name)}")
-        if name and not all(n.isprintable() and 0 < len(n.encode()) <= 200 and n not in ('.', '..') for n in name.split('/')): raise ValueError(f"`name` must be names joined by '/', for files are called so, got {shown(name)}")
+        if not isinstance(name, (str, NoneType)): raise InvalidType(f"`name` must be a text, got {shown(name)}")
+        if name and not all(n.isprintable() and 0 < len(n.encode()) <= 200 and n not in ('.', '..') for n in name.split('/')): raise InvalidValue(f"`name` must be names joined by '/', for files are called so, got {shown(name)}")
         self.evaluator, self.name, self.at_start, self.at_end, self.last, self.numbers = evaluator, name or evaluator.label, at_start, at_end, None, {}
 
     @property

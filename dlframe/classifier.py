@@ -9,6 +9,7 @@ __all__ = ['Classifier']
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .checks import InvalidType
 from .models import Model
 
 # %% ../nbs/13_classifier.ipynb #5f1c8ab2
@@ -18,7 +19,7 @@ class Classifier(Model):
         predictor:nn.Module # p(y|x): data `[..., *shape]` to a distribution over targets
     ):
         super().__init__()
-        if not isinstance(predictor, nn.Module): raise TypeError(f"`predictor` must be a module that returns a distribution, got {predictor!r}")
+        if not isinstance(predictor, nn.Module): raise InvalidType(f"`predictor` must be a module that returns a distribution, got {predictor!r}")
         self.predictor = predictor
 
     def forward(self,

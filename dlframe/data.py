@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .checks import known, whole
+from .checks import InvalidType, InvalidValue, known, whole
 from .specs import Part
 
 # %% ../nbs/21_data.ipynb #5e0e2d00
@@ -28,8 +28,8 @@ class Split(Dataset):
         tensors:dict[str, Tensor] # For example `{'x': [n, C, H, W], 'y': [n]}`
     ):
         lengths = {k: len(v) for k, v in tensors.items()}
-        if len(set(lengths.values())) != 1: raise ValueError(f"`tensors` must have the same length, got {lengths}")
-        if not next(iter(lengths.values())): raise ValueError(f"`tensors` must have at least one row, got {lengths}")
+        if len(set(lengths.values())) != 1: raise InvalidValue(f"`tensors` must have the same length, got {lengths}")
+        if not next(iter(lengths.values())): raise InvalidValue(f"`tensors` must have at least one row, got {lengths}")
         self.tensors = tensors
 
     def __repr__(self): return f"Split({', '.join(f'{k}: {v.dtype} {[*v.shape]}' for k, v in self.tensors.items())})".replace('torch.', '')
@@ -68,7 +68,7 @@ def _stack(items, rows):
     "A batch of rows; raises `ValueError`, naming two of them, if they do not fit together"
     shapes = [{k: tuple(v.shape) for k, v in item.items()} for item in items]
     for row, shape in zip(rows, shapes):
-        if shape != shapes[0]: raise ValueError(f"`source` must give tensors of the same names and shapes in all rows, got {shapes[0]} in row {rows[0]} and {shape} in row {row}")
+        if shape != shapes[0]: raise InvalidValue(f"`source` must give tensors of the same names and shapes in all rows, got {shapes[0]} in row {rows[0]} and {shape} in row {row}")
     return {k: torch.stack([item[k] for item in items]) for k in shapes[0]}
 
 class _Both:
@@ -84,9 +84,9 @@ class Items(Dataset):
         source:Dataset|Callable, # Gives the dict of a row for its number: a map-style data set, or a function
         n:int|None=None # Number of rows, for a function
     ):
-        if n is None and not hasattr(source, '__getitem__'): raise TypeError(f"`source` must be a map-style data set, or a function with `n`, got {source!r}")
+        if n is None and not hasattr(source, '__getitem__'): raise InvalidType(f"`source` must be a map-style data set, or a function with `n`, got {source!r}")
         self.source, self.read, self.n = source, *((source.__getitem__, len(source)) if n is None else (source, whole('n', n)))
-        if not self.n: raise ValueError(f"`source` must have at least one row, got {source!r}")
+        if not self.n: raise InvalidValue(f"`source` must have at least one row, got {source!r}")
 
     def __repr__(self): return f'Items({self.n:,} rows)'
     def __len__(self): return self.n
@@ -165,9 +165,9 @@ class Loader:
         self.split, self.batch_size, self.shuffle, self.seed = split, whole('batch_size', batch_size), shuffle, whole('seed', seed, least=0)
         self.workers, self.pin_memory = whole('workers', workers, least=0), pin_memory
         self.rank, self.world = whole('rank', rank, least=0), whole('world', world)
-        if rank >= world: raise ValueError(f"`rank` must be less than `world`, {world}, got {rank}")
-        if batch_size < world: raise ValueError(f"`batch_size` must be at least 1 for each of {world} processes, got {batch_size}")
-        if len(split) < world: raise ValueError(f"`split` must have at least a row for each of {world} processes, got {len(split)}")
+        if rank >= world: raise InvalidValue(f"`rank` must be less than `world`, {world}, got {rank}")
+        if batch_size < world: raise InvalidValue(f"`batch_size` must be at least 1 for each of {world} processes, got {batch_size}")
+        if len(split) < world: raise InvalidValue(f"`split` must have at least a row for each of {world} processes, got {len(split)}")
         self.epoch = self.position = 0
 
     def __len__(self):

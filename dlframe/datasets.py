@@ -10,7 +10,7 @@ import inspect
 
 import torch
 
-from .checks import known
+from .checks import InvalidValue, known
 from .data import Data
 from .faces import CelebA
 from .images import Digits, TorchvisionImages, torchvision_sets
@@ -43,5 +43,5 @@ def targets(
     split = data[data.splits[0]]
     y = split.tensors['y'] if hasattr(split, 'tensors') else split.take(torch.arange(min(100, len(split))))['y']
     if not y.is_floating_point(): return {'classes': getattr(data, 'n_classes', int(y.max()) + 1)}
-    if y.ndim != 2: raise ValueError(f"`y` must be labels, or hold a row of numbers for each picture, got shape {tuple(y.shape)}")
+    if y.ndim != 2: raise InvalidValue(f"`y` must be labels, or hold a row of numbers for each picture, got shape {tuple(y.shape)}")
     return {'attributes' if ((y == 0) | (y == 1)).all() else 'dim': y.shape[1]}

@@ -10,7 +10,7 @@ import os, re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .checks import known, whole
+from .checks import InvalidType, InvalidValue, known, whole
 from .specs import parse, read
 
 # %% ../nbs/20_devices.ipynb #4d13b304
@@ -39,13 +39,13 @@ class Device:
         known('accelerator', self.accelerator, accelerators), known('precision', self.precision, precisions), known('strategy', self.strategy, strategies)
         whole('devices', self.devices), whole('workers', self.workers, least=0), whole('threads', self.threads, least=0)
         for flag in 'download', 'pin_memory':
-            if not isinstance(getattr(self, flag), bool): raise TypeError(f"`{flag}` must be true or false, got {getattr(self, flag)!r}")
+            if not isinstance(getattr(self, flag), bool): raise InvalidType(f"`{flag}` must be true or false, got {getattr(self, flag)!r}")
 
 # %% ../nbs/20_devices.ipynb #7623d02e
 def _expand(argument, text):
     "`text` with variables replaced"
     expanded = os.path.expandvars(text)
-    if missing := re.search(r'\$\{?(\w+)', expanded): raise ValueError(f"`{argument}` must use variables that are set, got {text!r} without ${missing[1]}")
+    if missing := re.search(r'\$\{?(\w+)', expanded): raise InvalidValue(f"`{argument}` must use variables that are set, got {text!r} without ${missing[1]}")
     return expanded
 
 def _read(argument, value, kind):

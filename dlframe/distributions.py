@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.kl import register_kl
 
-from .checks import known, real, whole, wholes
+from .checks import InvalidType, InvalidValue, known, real, whole, wholes, with_article
 from .specs import Part
 
 # %% ../nbs/02_distributions.ipynb #058d1a0a
@@ -152,7 +152,7 @@ def detached(
         if isinstance(part, Tensor): part = part.detach()
         elif isinstance(part, Distribution): part = detached(part)
         elif not isinstance(part, (int, float, str, tuple, constraints.Constraint, type(None))) or isinstance(part, tuple) and not isinstance(part, torch.Size):
-            raise TypeError(f"`d` must be made of tensors and distributions to be detached, got a {type(d).__name__} whose `{name}` is a {type(part).__name__}")
+            raise InvalidType(f"`d` must be made of tensors and distributions to be detached, got {with_article(type(d).__name__)} whose `{name}` is {with_article(type(part).__name__)}")
         made.__dict__[name] = part
     return made
 
@@ -241,7 +241,7 @@ class Head(Part, nn.Module):
         self.features, self.channelwise, self.n_parameters = whole('features', features), channelwise, n_parameters
         self.event_shape = tuple(wholes('event_shape', event_shape))
         if channelwise and len(self.event_shape) != 3:
-            raise ValueError(f"`event_shape` must be (C, H, W) for a channel-wise head, got {self.event_shape}")
+            raise InvalidValue(f"`event_shape` must be (C, H, W) for a channel-wise head, got {self.event_shape}")
         outputs = n_parameters*(self.event_shape[0] if channelwise else math.prod(self.event_shape))
         self.project = nn.Conv2d(features, outputs, 1) if channelwise else nn.Linear(features, outputs)
 

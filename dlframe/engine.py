@@ -26,7 +26,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 from papermill.utils import nb_kernel_name, nb_language
 
-from .checks import known
+from .checks import InvalidValue, known
 from .files import save_whole
 from .params import ParameterError, read_value, told, types_in
 from .server import report

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import InvalidValue
+
 # %% ../nbs/31_entries.ipynb #c46f97fa
 @dataclass(frozen=True)
 class Entry:
@@ -64,7 +66,7 @@ class Image(Entry):
 
     def __post_init__(self):
         p = self.pixels
-        if p.ndim != 3 or p.shape[0] not in (1, 3): raise ValueError(f"`pixels` must have shape (1 or 3, H, W), got {tuple(p.shape)}")
+        if p.ndim != 3 or p.shape[0] not in (1, 3): raise InvalidValue(f"`pixels` must have shape (1 or 3, H, W), got {tuple(p.shape)}")
         if p.dtype is not torch.uint8: p = (p.detach().float().nan_to_num(0).clamp(0, 1)*255).round().to(torch.uint8)
         object.__setattr__(self, 'pixels', p.cpu())
 
@@ -85,7 +87,7 @@ def grid(
 ) -> Image: # One picture
     "Lay pictures out side by side, with a border of one pixel"
     from torchvision.utils import make_grid
-    if images.ndim != 4: raise ValueError(f"`images` must have shape [n, C, H, W], got {tuple(images.shape)}")
+    if images.ndim != 4: raise InvalidValue(f"`images` must have shape [n, C, H, W], got {tuple(images.shape)}")
     images = images.detach().float().div(255) if images.dtype is torch.uint8 else images.detach()
     picture = make_grid(images.clamp(0, 1).cpu(), nrow=columns or ceil(sqrt(1.5*len(images))), padding=1, pad_value=.5)
     return Image(picture if images.shape[1] == 3 else picture[:1])

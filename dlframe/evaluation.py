@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .annealing import annealed_log_weights, check_annealing, temperatures
-from .checks import known, whole
+from .checks import InvalidType, InvalidValue, known, whole
 from .distributions import Delta, validation
 from .entries import Entry, Scalar, Scalars, grid
 from .models import Decodes, Encodes, Reconstructs, Samples, Weighs, prior_of, require, require_density
@@ -37,8 +37,8 @@ class Evaluator(Part):
         batch_size:int=1024, # Rows at a time
         fixed:bool=True # The first rows and the same noise at each look? Otherwise fresh ones, which only the number of steps decides
     ):
-        if not isinstance(split, str): raise TypeError(f"`split` must be the name of a split, got {split!r}")
-        if not isinstance(fixed, bool): raise TypeError(f"`fixed` must be True or False, got {fixed!r}")
+        if not isinstance(split, str): raise InvalidType(f"`split` must be the name of a split, got {split!r}")
+        if not isinstance(fixed, bool): raise InvalidType(f"`fixed` must be True or False, got {fixed!r}")
         self.split, self.n, self.batch_size, self.fixed = split, None if n is None else whole('n', n), whole('batch_size', batch_size), fixed
 
     @property
@@ -188,7 +188,7 @@ class ELBO(Evaluator):
         super().check(optimization)
         if not isinstance(optimization.model, Encodes): return
         q = observe(optimization, lambda o: o.model.encode(next(batches(o, self.split, n=2))['x']))
-        if isinstance(q, Delta): raise TypeError(f"`model.encode` must give densities for {self.label}, got points, a `Delta`")
+        if isinstance(q, Delta): raise InvalidType(f"`model.encode` must give densities for {self.label}, got points, a `Delta`")
 
     def total(self, log_weights): return log_weights.sum(0)
     def mean(self, total): return total/self.n_samples
@@ -246,8 +246,8 @@ class BitsPerDimension(LogLikelihood):
     def check(self, optimization):
         super().check(optimization)
         spread = getattr(optimization.data, 'dequantize', None) # of data sets of one's own nothing is known
-        if spread is False and self.levels: raise ValueError(f"`levels` must be None for data that are not dequantized, of which a density is no bound, got {self.levels}")
-        if spread and not self.levels: raise ValueError("`levels` must be given for data that are dequantized, 256 for bytes, got None")
+        if spread is False and self.levels: raise InvalidValue(f"`levels` must be None for data that are not dequantized, of which a density is no bound, got {self.levels}")
+        if spread and not self.levels: raise InvalidValue("`levels` must be given for data that are dequantized, 256 for bytes, got None")
 
     def evaluate(self, optimization):
         nats = self.bounds(optimization, optimization.model.log_weights).mean().item()
@@ -276,7 +276,7 @@ class AnnealedLogLikelihood(LogLikelihood):
 
     def check(self, optimization):
         Evaluator.check(self, optimization) # it may have a `Delta` for a posterior, and does not look at it
-        if getattr(p := prior_of(optimization.model, self.label), 'estimated', False): raise TypeError(f"`prior` must have a density that is the same each time for {self.label}, got {type(p).__name__}, whose is estimated")
+        if getattr(p := prior_of(optimization.model, self.label), 'estimated', False): raise InvalidType(f"`prior` must have a density that is the same each time for {self.label}, got {type(p).__name__}, whose is estimated")
 
     def evaluate(self, optimization):
         accepted = []
@@ -315,7 +315,7 @@ def as_images(
 ) -> Tensor: # `x`, if it is `[n, C, H, W]` with one channel or three
     "Raise `ValueError` if data are no images"
     if x.ndim == 4 and x.shape[1] in (1, 3): return x
-    raise ValueError(f"`{split}` must hold images [n, 1 or 3, H, W] to be shown, got {tuple(x.shape)}")
+    raise InvalidValue(f"`{split}` must hold images [n, 1 or 3, H, W] to be shown, got {tuple(x.shape)}")
 
 # %% ../nbs/32_evaluation.ipynb #11cd0f7a
 def require_sampling(
@@ -325,7 +325,7 @@ def require_sampling(
 ) -> None:
     "Raise `TypeError` unless `model.method` takes `sample_latents`"
     if 'sample_latents' in signature(getattr(model, method)).parameters: return
-    raise TypeError(f"`model.{method}` must take `sample_latents` for {who} that samples latents, got that of {type(model).__name__}, which does not")
+    raise InvalidType(f"`model.{method}` must take `sample_latents` for {who} that samples latents, got that of {type(model).__name__}, which does not")
 
 # %% ../nbs/32_evaluation.ipynb #05fa39b7
 class Reconstructions(Evaluator):

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .checks import known, whole
+from .checks import InvalidValue, MissingFile, known, whole
 from .data import Data, Items
 from .devices import find_device
 from .images import fetch
@@ -139,16 +139,16 @@ def read_lists(
             try: found[filename] = table = super()._load_csv(filename, header)
             except (ValueError, IndexError, TypeError, csv.Error) as e: fault = f'what cannot be read ({e})'
             else: fault = _fault(filename, table, found['list_eval_partition.txt'].index)
-            if fault: raise ValueError(f"{folder/filename} is damaged: it has {fault}. Put a good copy in its place and run again")
+            if fault: raise InvalidValue(f"{folder/filename} is damaged: it has {fault}. Put a good copy in its place and run again")
             return table
     for name in ('img_align_celeba', *_columns):
         if not (folder/name).exists():
-            raise FileNotFoundError(f"{folder/name} is missing: CelebA needs five lists, and a folder img_align_celeba of (unpacked) pictures. "
+            raise MissingFile(f"{folder/name} is missing: CelebA needs five lists, and a folder img_align_celeba of (unpacked) pictures. "
                                     f"Put it there, or remove {folder} to have all of it downloaded")
     everything = Other(root, split='all')
     lists = Lists(everything.filename, found['list_eval_partition.txt'].data[:, 0], everything.attr, everything.landmarks_align)
     if missing := sorted(set(lists.names) - set(os.listdir(folder/'img_align_celeba'))):
-        raise FileNotFoundError(f"{folder/'img_align_celeba'/missing[0]} is missing, and {len(missing) - 1:,} more that the lists name. "
+        raise MissingFile(f"{folder/'img_align_celeba'/missing[0]} is missing, and {len(missing) - 1:,} more that the lists name. "
                                 f"Put the pictures there, or take their rows out of every list")
     return lists
 
@@ -191,7 +191,7 @@ class _Pictures(Dataset):
         file, y = self.folder/self.names[i], self.y[i]
         try:
             with Image.open(file) as picture: x, size = crop_picture(picture, self.crop, self.pixels), picture.size
-        except (OSError, SyntaxError) as e: raise ValueError(f"{file} is damaged: {e}. Put a good copy in its place and run again") from e
+        except (OSError, SyntaxError) as e: raise InvalidValue(f"{file} is damaged: {e}. Put a good copy in its place and run again") from e
         return {'x': x, 'y': crop_landmarks(y, size, self.crop) if self.landmarks else y}
 
 class _Mirrored(Dataset):
@@ -224,7 +224,7 @@ class CelebA(Data):
     def open(self, name):
         lists, landmarks = self.lists(), self.target == 'landmarks'
         rows = (lists.splits == self.splits.index(name)).nonzero().flatten()
-        if not len(rows): raise ValueError(f"{self.folder()/'celeba/list_eval_partition.txt'} must have pictures in the split {name!r}, got none")
+        if not len(rows): raise InvalidValue(f"{self.folder()/'celeba/list_eval_partition.txt'} must have pictures in the split {name!r}, got none")
         y = self.targets(lists)[rows]
         split = Items(_Pictures(self.folder()/'celeba/img_align_celeba', [lists.names[i] for i in rows], y, self.crop, self.pixels, landmarks))
         if self.in_memory: split = split.in_memory(find_device().workers)
@@ -241,7 +241,7 @@ def _lists(self) -> Lists: # Of all splits, read once
         if not (folder/'celeba').exists():
             from torchvision.datasets import CelebA as Original
             if not find_device().download:
-                raise FileNotFoundError(f"`dataset` CelebA must be in {folder} and may not be downloaded on this machine: set DATA_ROOT to the folder that holds it")
+                raise MissingFile(f"`dataset` CelebA must be in {folder} and may not be downloaded on this machine: set DATA_ROOT to the folder that holds it")
             fetch(lambda new: Original(new, download=True), 'CelebA', folder)
         self._lists = read_lists(folder)
     return self._lists

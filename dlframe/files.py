@@ -10,10 +10,12 @@ import hashlib, os, re, shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from .checks import InvalidValue
+
 # %% ../nbs/08_files.ipynb #08e690a7
 listed = 'SHA256SUMS'
 
-class Damaged(ValueError):
+class Damaged(InvalidValue):
     "A file that is not what was written"
 
 def digest(

@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import known, real
+from .checks import InvalidValue, known, real
 from .distributions import centre, kl
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
@@ -29,7 +29,7 @@ class GAN(Model):
         super().__init__()
         check_parts(prior, prior, generator=generator)
         if tuple(discriminator.in_shape) != tuple(generator.event_shape):
-            raise ValueError(f"`discriminator.in_shape` must be that of the generator's data, {tuple(generator.event_shape)}, got {tuple(discriminator.in_shape)}")
+            raise InvalidValue(f"`discriminator.in_shape` must be that of the generator's data, {tuple(generator.event_shape)}, got {tuple(discriminator.in_shape)}")
         self.generator, self.discriminator, self.prior = generator, discriminator, prior
 
     def forward(self,
@@ -90,7 +90,7 @@ class VAEGAN(Model):
         super().__init__()
         check_parts(encoder, prior, decoder=decoder)
         for name, part in {'encoder': encoder, 'discriminator': discriminator}.items():
-            if tuple(part.in_shape) != tuple(decoder.event_shape): raise ValueError(f"`{name}.in_shape` must be that of the decoder's data, {tuple(decoder.event_shape)}, got {tuple(part.in_shape)}")
+            if tuple(part.in_shape) != tuple(decoder.event_shape): raise InvalidValue(f"`{name}.in_shape` must be that of the decoder's data, {tuple(decoder.event_shape)}, got {tuple(part.in_shape)}")
         self.encoder, self.decoder, self.discriminator, self.prior = encoder, decoder, discriminator, prior
         self.gamma, self.beta = real('gamma', gamma, least=0), weight('beta', beta)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import known, real, whole
+from .checks import InvalidValue, MissingFile, known, real, whole
 from .data import Data
 from .devices import find_device
 
@@ -26,7 +26,7 @@ def check_pixels(
 ) -> tuple[str, bool]: # Both
     "Raise `UnknownName` or `ValueError` unless the two make sense"
     if isinstance(binarize, bool): binarize = 'dynamic' if binarize else ''
-    if known('binarize', binarize, ('', 'dynamic', 'static')) and dequantize: raise ValueError(f"`dequantize` must be False where `binarize` is {binarize!r}: there are no grey levels to spread")
+    if known('binarize', binarize, ('', 'dynamic', 'static')) and dequantize: raise InvalidValue(f"`dequantize` must be False where `binarize` is {binarize!r}: there are no grey levels to spread")
     return binarize, dequantize
 
 def fixed(
@@ -75,7 +75,7 @@ def check_idx(
     file:Path # A file in the format of MNIST, unpacked
 ) -> None:
     "Raise `ValueError`, naming the file, if its header and its length do not agree"
-    if not file.is_file(): raise ValueError(f"{file} must be a file, got something else of this name")
+    if not file.is_file(): raise InvalidValue(f"{file} must be a file, got something else of this name")
     size = file.stat().st_size
     with open(file, 'rb') as f: head = f.read(4)
     if len(head) < 4 or head[:2] != b'\0\0' or head[2] != 8: said = 'a header that is not of this format'
@@ -85,7 +85,7 @@ def check_idx(
         expected = 4 + 4*head[3] + math.prod(dims)
         if size == expected and min(dims) > 0: return
         said = f'{size:,} bytes instead of {expected:,}' if min(dims) > 0 else f'the shape {dims}'
-    raise ValueError(f"{file} is damaged: it has {said}. Delete it (or put a good copy in its place) and run again")
+    raise InvalidValue(f"{file} is damaged: it has {said}. Delete it (or put a good copy in its place) and run again")
 
 # %% ../nbs/22_images.ipynb #8302e059
 def _asks(**splits): return {name: {'split': value} for name, value in splits.items()}
@@ -109,7 +109,7 @@ def _one_by_one(source, pixels):
         if pixels is not None: image = center_crop(resize(image, pixels), pixels)
         array = torch.from_numpy(np.array(image.convert(mode)))
         if images and array.shape != images[0].shape:
-            raise ValueError(f"`pixels` must be given for images that differ in size, got {tuple(images[0].shape)} and {tuple(array.shape)}")
+            raise InvalidValue(f"`pixels` must be given for images that differ in size, got {tuple(images[0].shape)} and {tuple(array.shape)}")
         images.append(array), labels.append(label)
     return torch.stack(images), torch.tensor([int(label) for label in labels])
 
@@ -121,7 +121,7 @@ def _tensors(
     x, y = getattr(source, 'data', None), getattr(source, 'targets', getattr(source, 'labels', None))
     whole_array = pixels is None and str(getattr(x, 'dtype', '')).endswith('uint8') and np.ndim(y) == 1
     x, y = (torch.as_tensor(x), torch.as_tensor(y)) if whole_array else _one_by_one(source, pixels)
-    if len(x) != len(y): raise ValueError(f"{type(source).__name__} in {getattr(source, 'root', None)} is damaged: it has {len(x):,} images and {len(y):,} labels")
+    if len(x) != len(y): raise InvalidValue(f"{type(source).__name__} in {getattr(source, 'root', None)} is damaged: it has {len(x):,} images and {len(y):,} labels")
     if x.ndim == 3: x = x[:, None]
     elif x.shape[-1] in (1, 3): x = x.permute(0, 3, 1, 2).contiguous()
     return {'x': x, 'y': y.long()}
@@ -150,7 +150,7 @@ def fetch(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not target.exists(): os.replace(file, target)
     except (OSError, RuntimeError) as e:
-        raise FileNotFoundError(f"`dataset` {name} is not in {root} and could not be downloaded ({(str(e).strip() or type(e).__name__).splitlines()[-1]}): "
+        raise MissingFile(f"`dataset` {name} is not in {root} and could not be downloaded ({(str(e).strip() or type(e).__name__).splitlines()[-1]}): "
                                 f"set DATA_ROOT to the folder that holds it, or run once where there is a network") from e
 
 # %% ../nbs/22_images.ipynb #cb7f2d2b
@@ -169,7 +169,7 @@ def _open_set(
     try: return source(root=root, **options)
     except (RuntimeError, FileNotFoundError) as e:
         if not download or not takes & {'download', 'kwargs'}:
-            raise FileNotFoundError(f"`dataset` {name} must be in {root} and may not be downloaded on this machine: set DATA_ROOT to the folder that holds it ({e})") from e
+            raise MissingFile(f"`dataset` {name} must be in {root} and may not be downloaded on this machine: set DATA_ROOT to the folder that holds it ({e})") from e
     fetch(lambda new: source(root=new, download=True, **options), name, root)
     return source(root=root, **options)
 
@@ -187,8 +187,8 @@ class TorchvisionImages(Data):
     ):
         self.name, self.valid = known('dataset', name, torchvision_sets), real('valid', valid, above=0)
         self.binarize, self.dequantize = check_pixels(binarize, dequantize)
-        if 'download' in options: raise ValueError(f"`download` must be left to the device, whose profile says whether it may, got {options['download']!r}")
-        if self.valid >= .5: raise ValueError(f"`valid` must be a share below 0.5, got {valid}")
+        if 'download' in options: raise InvalidValue(f"`download` must be left to the device, whose profile says whether it may, got {options['download']!r}")
+        if self.valid >= .5: raise InvalidValue(f"`valid` must be a share below 0.5, got {valid}")
         self.pixels, self.root, self.options = None if pixels is None else whole('pixels', pixels), root, options
         self.files = {}
 

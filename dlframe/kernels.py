@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .checks import UnknownName, known, real, shown, wholes
+from .checks import InvalidType, InvalidValue, MissingFile, UnknownName, known, real, refusal_type, shown, wholes
 from .data import Data, Items, Split
 from .devices import find_device
 from .specs import read, write
@@ -35,16 +35,16 @@ class Layer(NamedTuple):
         return np.memmap(self.file, self.dtype, 'r', shape=self.shape)
 
 def _layer(folder, name, given):
-    if not isinstance(given, Mapping): raise TypeError(f"`{name}` must be a mapping with shape, dtype and vault, got {shown(given)}")
+    if not isinstance(given, Mapping): raise InvalidType(f"`{name}` must be a mapping with shape, dtype and vault, got {shown(given)}")
     for key in 'shape', 'dtype', 'vault': known(name, key, given)
     shape, file = tuple(wholes(f'{name}.shape', given['shape'])), given['vault']
     dtype = kernel_types[known(f'{name}.dtype', given['dtype'], kernel_types)]
-    if len(shape) < 4: raise ValueError(f"`{name}.shape` must be networks, outputs, inputs and the size of a kernel, got {shown(shape)}")
-    if not isinstance(file, str) or not file.isprintable() or len(file) > 200 or Path(file).name != file or file == '..': raise ValueError(f"`{name}.vault` must be the name of a file in the folder, got {shown(file)}")
-    if (folder/file).is_symlink() or not (folder/file).is_file(): raise ValueError(f"`{name}.vault` must be a file in the folder, got {file!r}, which is {'a link' if (folder/file).is_symlink() else 'none'}")
+    if len(shape) < 4: raise InvalidValue(f"`{name}.shape` must be networks, outputs, inputs and the size of a kernel, got {shown(shape)}")
+    if not isinstance(file, str) or not file.isprintable() or len(file) > 200 or Path(file).name != file or file == '..': raise InvalidValue(f"`{name}.vault` must be the name of a file in the folder, got {shown(file)}")
+    if (folder/file).is_symlink() or not (folder/file).is_file(): raise InvalidValue(f"`{name}.vault` must be a file in the folder, got {file!r}, which is {'a link' if (folder/file).is_symlink() else 'none'}")
     size, expected = (folder/file).stat().st_size, math.prod(shape)*dtype().itemsize
-    if expected >= 2**63: raise ValueError(f"`{name}.shape` must be one that a file can have, got {shown(shape)}")
-    if size != expected: raise ValueError(f"{folder/file} is damaged: it has {size:,} bytes instead of {expected:,}")
+    if expected >= 2**63: raise InvalidValue(f"`{name}.shape` must be one that a file can have, got {shown(shape)}")
+    if size != expected: raise InvalidValue(f"{folder/file} is damaged: it has {size:,} bytes instead of {expected:,}")
     return Layer(folder/file, shape, dtype)
 
 # %% ../nbs/25_kernels.ipynb #806d998f
@@ -53,15 +53,15 @@ def read_kernels(
 ) -> dict[str, Layer]: # By name, in the order of the network
     "What a folder of kernels holds; raises `FileNotFoundError`, `ValueError`, `TypeError` or `UnknownName`, naming the file, if it is missing or damaged"
     folder = Path(folder)
-    if not os.path.isfile(folder/'meta.json'): raise FileNotFoundError(f"`folder` must be one with kernels, got {shown(str(folder))} without meta.json")
+    if not os.path.isfile(folder/'meta.json'): raise MissingFile(f"`folder` must be one with kernels, got {shown(str(folder))} without meta.json")
     layers = read(folder/'meta.json').get('dataset')
     try:
-        if not isinstance(layers, Mapping) or not layers: raise TypeError(f"`dataset` must be a mapping of layers, got {shown(layers)}")
+        if not isinstance(layers, Mapping) or not layers: raise InvalidType(f"`dataset` must be a mapping of layers, got {shown(layers)}")
         for name in layers:
-            if not isinstance(name, str): raise TypeError(f"`dataset` must have texts for names, got {shown(name)}")
+            if not isinstance(name, str): raise InvalidType(f"`dataset` must have texts for names, got {shown(name)}")
         return {name: _layer(folder, name, given) for name, given in layers.items()}
     except (UnknownName, TypeError, ValueError) as e:
-        kind = next(k for k in (UnknownName, TypeError, ValueError) if isinstance(e, k))
+        kind = refusal_type(e)
         raise kind(f"{folder/'meta.json'}: {e}") from e
 
 def write_kernels(
@@ -101,11 +101,11 @@ class Kernels(Data):
         in_memory:bool=True # Read a split as a whole, at the first use? Otherwise rows are read as they are needed
     ):
         for argument, value in ('folder', folder), ('layer', layer):
-            if not isinstance(value, str): raise TypeError(f"`{argument}` must be a text, got {shown(value)}")
+            if not isinstance(value, str): raise InvalidType(f"`{argument}` must be a text, got {shown(value)}")
         self.root, self.layer, self.dim = folder, layer, known('dim', dim, ('mio', 'mo', 'mi', 'm'))
         self.min_norm, self.in_memory = real('min_norm', min_norm, least=0), in_memory
         self.valid, self.test = real('valid', valid, above=0), real('test', test, above=0)
-        if self.valid + self.test >= 1: raise ValueError(f"`valid` and `test` must leave networks to train on, got {valid} and {test}")
+        if self.valid + self.test >= 1: raise InvalidValue(f"`valid` and `test` must leave networks to train on, got {valid} and {test}")
 
     def networks(self,
         name:str, # One of `splits`
@@ -113,7 +113,7 @@ class Kernels(Data):
     ) -> range: # Their numbers
         "The networks of a split, at least one"
         valid, test = (max(1, round(share*n)) for share in (self.valid, self.test))
-        if valid + test >= n: raise ValueError(f"`layer` must come from more than {valid + test} networks to have three splits, got {n}")
+        if valid + test >= n: raise InvalidValue(f"`layer` must come from more than {valid + test} networks to have three splits, got {n}")
         ends = {'train': (0, n - valid - test), 'valid': (n - valid - test, n - test), 'test': (n - test, n)}
         return range(*ends[name])
 
@@ -125,9 +125,9 @@ def _open(self, name):
     for network in mine: # one at a time, whatever the size of the file
         kernels = np.asarray(_arranged(layer.map(), self.dim)[network], dtype=np.float64)
         norms = np.sqrt((kernels**2).sum(axis=tuple(range(len(self.dim) - 1, kernels.ndim))))
-        if not np.isfinite(norms).all(): raise ValueError(f"{layer.file} must hold finite numbers, got others in network {network} of layer {self.layer!r}")
+        if not np.isfinite(norms).all(): raise InvalidValue(f"{layer.file} must hold finite numbers, got others in network {network} of layer {self.layer!r}")
         places += [(network, *at) for at in np.argwhere(norms >= self.min_norm)]
-    if not places: raise ValueError(f"`min_norm` must leave kernels in the split {name!r} of layer {self.layer!r}, got {self.min_norm}")
+    if not places: raise InvalidValue(f"`min_norm` must leave kernels in the split {name!r} of layer {self.layer!r}, got {self.min_norm}")
     rows = _Slices(layer, self.dim, np.array(places))
     return Split({'x': torch.stack([rows[i]['x'] for i in range(len(rows))])}) if self.in_memory else Items(rows)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from .checks import known, real, whole
+from .checks import InvalidType, InvalidValue, known, real, whole, with_article
 from .distributions import Delta, DiagonalNormal, centre, kl
 from .entries import Figure, Scalar, Scalars, grid
 from .evaluation import Evaluator, as_images, batches, observe
@@ -60,7 +60,7 @@ class Traversal(Evaluator):
 
     def evaluate(self, optimization):
         codes = posterior_means(self, optimization)
-        if self.row >= len(codes): raise ValueError(f"`row` must be below the number of rows looked at, {len(codes)}, got {self.row}")
+        if self.row >= len(codes): raise InvalidValue(f"`row` must be below the number of rows looked at, {len(codes)}, got {self.row}")
         means = codes.flatten(1)
         chosen = means.std(0).topk(min(self.latents, means.shape[1])).indices.sort().values
         steps = torch.linspace(-self.span, self.span, self.columns, device=means.device, dtype=means.dtype)
@@ -99,7 +99,7 @@ class Interpolation(Evaluator):
         columns:int=9 # Decoded pictures on each way, both ends among them
     ):
         super().__init__(split, whole('n', n, 2), batch_size, fixed)
-        if n % 2: raise ValueError(f"`n` must be even, since each way joins two rows, got {n}")
+        if n % 2: raise InvalidValue(f"`n` must be even, since each way joins two rows, got {n}")
         self.path, self.columns = known('path', path, ('linear', 'spherical')), whole('columns', columns, 2)
 
     def evaluate(self, optimization):
@@ -256,7 +256,7 @@ def log_each(
     elif isinstance(d, DiagonalNormal): each = type(d)(d.loc, d.log_scale, event_dims=0).log_prob(z)
     elif isinstance(d, Delta): each = Delta(d.value, event_dims=0).log_prob(z)
     elif isinstance(d, Independent) and not d.base_dist.event_shape: each = d.base_dist.log_prob(z)
-    else: raise TypeError(f"`{name}` must have `log_marginals` or independent latents to give each latent a rate, got a {type(d).__name__}")
+    else: raise InvalidType(f"`{name}` must have `log_marginals` or independent latents to give each latent a rate, got {with_article(type(d).__name__)}")
     return each.flatten(z.ndim - len(d.event_shape)) if d.event_shape else each
 
 # %% ../nbs/36_latents.ipynb #kl36each

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .callbacks import read_checkpoint
-from .checks import known, shortened, shown
+from .checks import InvalidType, InvalidValue, MissingFile, known, shortened, shown
 from .data import Data
 from .devices import find_device
 from .entries import Entry, Figure
@@ -77,7 +77,7 @@ class Loaded(NamedTuple):
         evaluator:Evaluator # For example `Reconstructions('test')`
     ) -> Entry|dict[str, Entry]: # What it found
         "Look at the model with an evaluator, on the device it is on"
-        if self.data is None: raise ValueError(f"`data` must be at hand for a look, got None: give load the packages of {self.manifest['data']['cls']}")
+        if self.data is None: raise InvalidValue(f"`data` must be at hand for a look, got None: give load the packages of {self.manifest['data']['cls']}")
         evaluator.check(self)
         return evaluator(self)
 
@@ -100,7 +100,7 @@ def torch_device(
     if kind == 'auto': return found or torch.device('cpu')
     if kind in ('cpu', 'meta'): return torch.device(kind)
     there = [f'{kind}:{i}' for i in range(torch.accelerator.device_count())] if found and found.type == kind else []
-    if f"{kind}:{number or '0'}" not in there: raise ValueError(f"`device` must be one of {', '.join(['cpu', *there])} on this machine, got '{name}'")
+    if f"{kind}:{number or '0'}" not in there: raise InvalidValue(f"`device` must be one of {', '.join(['cpu', *there])} on this machine, got '{name}'")
     return torch.device(str(name))
 
 weight_files = ('checkpoints/model.safetensors', 'checkpoints/last.ckpt', 'checkpoints/previous.ckpt', 'model.safetensors') # the first that is there is read
@@ -122,7 +122,7 @@ def load(
     weights = find_weights(folder)
     for needed in 'manifest.json', 'metrics.csv', 'checkpoints':
         if not weights or needed != 'checkpoints' and not (folder/needed).is_file():
-            raise FileNotFoundError(f"`run` must be the folder of a run with a checkpoint, got {folder} without {needed}")
+            raise MissingFile(f"`run` must be the folder of a run with a checkpoint, got {folder} without {needed}")
     manifest = read(verify(folder/'manifest.json'))
     model, factors = _built(manifest, packages)
     _load_good(model, folder)
@@ -150,13 +150,13 @@ def _built(manifest, packages):
     factors = optimization.get('weights') or {} if isinstance(optimization, Mapping) else {}
     parts = build({'model': manifest.get('model'), 'optimization': {'weights': factors}}, packages)
     model, factors = parts['model'], parts['optimization']['weights']
-    if not isinstance(model, nn.Module): raise ValueError(f"`model` must be described in the manifest, got {shown(model)}")
-    if not isinstance(factors, Mapping) or not all(isinstance(f, (int, float, Ramp)) for f in factors.values()): raise ValueError(f"`optimization.weights` must be numbers and ramps by name, got {shown(factors)}")
+    if not isinstance(model, nn.Module): raise InvalidValue(f"`model` must be described in the manifest, got {shown(model)}")
+    if not isinstance(factors, Mapping) or not all(isinstance(f, (int, float, Ramp)) for f in factors.values()): raise InvalidValue(f"`optimization.weights` must be numbers and ramps by name, got {shown(factors)}")
     return model, factors
 
 def _logged_numbers(folder):
     try: return read_metrics(folder)
-    except Exception as e: raise ValueError(f"{folder/'metrics.csv'} must be a table that a run has logged: {shortened(str(e)) or type(e).__name__}") from e
+    except Exception as e: raise InvalidValue(f"{folder/'metrics.csv'} must be a table that a run has logged: {shortened(str(e)) or type(e).__name__}") from e
 
 # %% ../nbs/40_loading.ipynb #d5f0c28f
 def find_folder(
@@ -164,10 +164,10 @@ def find_folder(
     weights:Sequence[str]=weight_files[:2] # What to download of its weights: the first of these that is there
 ) -> Path: # The folder; after a download, if need be
     "Where a run is; raises `FileNotFoundError` if it is nowhere"
-    if not isinstance(run, (str, os.PathLike)): raise TypeError(f"`run` must be the name of a folder, or of a run of W&B, got {shown(run)}")
+    if not isinstance(run, (str, os.PathLike)): raise InvalidType(f"`run` must be the name of a folder, or of a run of W&B, got {shown(run)}")
     if os.path.isdir(run): return Path(run)
     if not isinstance(run, str) or not re.fullmatch(r'\w[\w.-]{,127}(/\w[\w.-]{,127}){2}', run, re.ASCII):
-        raise FileNotFoundError(f"`run` must be a folder, or a run of W&B like 'entity/project/run_id', got {shown(str(run))}")
+        raise MissingFile(f"`run` must be a folder, or a run of W&B like 'entity/project/run_id', got {shown(str(run))}")
     folder = find_device().runs_root/'wandb'/run
     return folder if (folder/weights[0]).exists() else download(run, folder, weights)
 
@@ -177,7 +177,7 @@ def _ask(path, ask):
     import wandb
     try: return ask(wandb.Api())
     except (wandb.errors.Error, ValueError, OSError) as e:
-        raise FileNotFoundError(f"{path!r} must be a folder, or be found on W&B, which says: {str(e).strip().splitlines()[0]}") from e
+        raise MissingFile(f"{path!r} must be a folder, or be found on W&B, which says: {str(e).strip().splitlines()[0]}") from e
 
 def download(
     run:str, # `'entity/project/run_id'`
@@ -212,7 +212,7 @@ def curves(
 ) -> Figure: # A plot
     "Each loss term against a counter, for training and the other splits"
     table = metrics.reset_index()
-    if not any(c.startswith('train/') for c in table.columns): raise ValueError('`metrics` must hold losses of training, got none; a run has them after `log_every`')
+    if not any(c.startswith('train/') for c in table.columns): raise InvalidValue('`metrics` must hold losses of training, got none; a run has them after `log_every`')
     known('x', x, [c for c in table.columns if '/' not in c])
     names = sorted((c.split('/', 1)[1] for c in table.columns if c.startswith('train/')), key=lambda n: (n != 'loss', n))
     fig, axes = plt.subplots(1, len(names), figsize=(2.6*len(names), 2.2), dpi=70, squeeze=False)
@@ -241,7 +241,7 @@ def runs(
     where:str|Path # A folder with runs, at any depth
 ) -> pd.DataFrame: # A row for each run
     "The parameters that differ between the runs of a folder, what became of them, and the last value of all that was logged"
-    if not (found := list(run_folders(where))): raise FileNotFoundError(f"`where` must be a folder with runs, got {str(where)!r}")
+    if not (found := list(run_folders(where))): raise MissingFile(f"`where` must be a folder with runs, got {str(where)!r}")
     names = [str(f.relative_to(where)) for f in found]
     parameters = pd.DataFrame([read(f/'manifest.json').get('parameters', {}) for f in found], index=names)
     changed = [c for c in parameters if parameters[c].map(repr).nunique() > 1]
@@ -283,7 +283,7 @@ def best(
     found = _local(where) if Path(where).is_dir() else _sweep(where, by)
     values = {run: _value(logged, metric, goal, by) for run, (logged, whole) in found.items() if whole}
     values = {run: v for run, v in values.items() if v is not None}
-    if not found: raise FileNotFoundError(f"`where` must be a folder or a sweep with runs, got {str(where)!r}")
+    if not found: raise MissingFile(f"`where` must be a folder or a sweep with runs, got {str(where)!r}")
     if not values:
         known('metric', metric, sorted({n for logged, whole in found.values() if whole for n in logged if '/' in n} - {metric}))
     if left := len(found) - len(values): print(f'{left} of {len(found)} runs left out: without {metric}, or without a checkpoint')
@@ -308,7 +308,7 @@ def ask_sweep(
 ): # What that returns
     "Ask W&B about a sweep; raises `FileNotFoundError` if it is not there"
     names = re.fullmatch(r'([\w.-]+)/([\w.-]+)/(?:sweeps/)?([\w.-]+)', str(where))
-    if not names: raise FileNotFoundError(f"`where` must be a folder with runs, or a sweep of W&B like 'entity/project/sweeps/id', got {str(where)!r}")
+    if not names: raise MissingFile(f"`where` must be a folder with runs, or a sweep of W&B like 'entity/project/sweeps/id', got {str(where)!r}")
     return _ask(str(where), lambda api: look(api.sweep('/'.join(names.groups()))))
 
 def _sweep(where, by):

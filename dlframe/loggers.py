@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from pytorch_lightning.loggers import Logger as LightningLogger
 
-from .checks import known
+from .checks import InvalidType, InvalidValue, known
 from .entries import Entry, Figure, Image, Scalar, Table, Text
 from .files import save_whole, verify
 from .server import answers, ends, finish, forget, hush
@@ -382,7 +382,7 @@ def logger(
     "Make loggers by their names; raises `UnknownName`, with the nearest, for a name that is not there, `ValueError` for the same board twice"
     if isinstance(name, Loggers): return name
     if isinstance(name, Logger): return Loggers(*([] if isinstance(name, FileLogger) else [FileLogger()]), name)
-    if not isinstance(name, str): raise TypeError(f"`logger` must be names joined by '+', or a logger, got {name!r}")
+    if not isinstance(name, str): raise InvalidType(f"`logger` must be names joined by '+', or a logger, got {name!r}")
     made = [loggers[known('logger', n.strip(), loggers)]() for n in dict.fromkeys(['files', *name.split('+')])]
-    if len({type(m) for m in made}) < len(made): raise ValueError(f"`logger` must name each board once, got {name!r}")
+    if len({type(m) for m in made}) < len(made): raise InvalidValue(f"`logger` must name each board once, got {name!r}")
     return Loggers(*made)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from .checks import InvalidType, InvalidValue, with_article
 from .specs import Part
 
 # %% ../nbs/10_models.ipynb #e6dcb133
@@ -43,11 +44,11 @@ def check_terms(
     "Raise `TypeError` or `ValueError` unless `terms` are what a `Model` must return for `batch`"
     name, n = type(model).__name__, batch_size(batch)
     if not isinstance(terms, dict) or 'loss' not in terms:
-        raise TypeError(f"`{name}.forward` must return a dict with the key 'loss', got {terms if isinstance(terms, dict) else type(terms).__name__}")
+        raise InvalidType(f"`{name}.forward` must return a dict with the key 'loss', got {terms if isinstance(terms, dict) else type(terms).__name__}")
     for k, v in terms.items():
-        if not isinstance(v, Tensor): raise TypeError(f"`{name}.forward()[{k!r}]` must be a tensor, got a {type(v).__name__}")
-        if v.shape != (n,): raise ValueError(f"`{name}.forward()[{k!r}]` must have one number per sample, shape ({n},), got {tuple(v.shape)}")
-        if not v.isfinite().all(): raise ValueError(f"`{name}.forward()[{k!r}]` must be finite, got {v[~v.isfinite()][0]} in sample {(~v.isfinite()).nonzero()[0].item()}")
+        if not isinstance(v, Tensor): raise InvalidType(f"`{name}.forward()[{k!r}]` must be a tensor, got {with_article(type(v).__name__)}")
+        if v.shape != (n,): raise InvalidValue(f"`{name}.forward()[{k!r}]` must have one number per sample, shape ({n},), got {tuple(v.shape)}")
+        if not v.isfinite().all(): raise InvalidValue(f"`{name}.forward()[{k!r}]` must be finite, got {v[~v.isfinite()][0]} in sample {(~v.isfinite()).nonzero()[0].item()}")
 
 # %% ../nbs/10_models.ipynb #8fe4e732
 @runtime_checkable
@@ -102,7 +103,7 @@ def require(
     "Raise `TypeError` unless `model` has the methods of `protocol`"
     if isinstance(model, protocol): return
     methods = [m for m in vars(protocol) if not m.startswith('_')]
-    raise TypeError(f"`model` must have {' and '.join(f'`{m}`' for m in methods)} for {who}, got a {type(model).__name__} without")
+    raise InvalidType(f"`model` must have {' and '.join(f'`{m}`' for m in methods)} for {who}, got {with_article(type(model).__name__)} without")
 
 # %% ../nbs/10_models.ipynb #4369a884
 def check_parts(
@@ -112,10 +113,10 @@ def check_parts(
 ) -> None:
     "Raise `TypeError` for a part that is no module, `ValueError` for latents of different shapes"
     for name, part in {'encoder': encoder, 'prior': prior, **readers}.items():
-        if not isinstance(part, nn.Module): raise TypeError(f"`{name}` must be a module that returns a distribution, got {part!r}")
+        if not isinstance(part, nn.Module): raise InvalidType(f"`{name}` must be a module that returns a distribution, got {part!r}")
     latents = tuple(encoder.event_shape)
     for name, shape in {'prior.event_shape': prior.event_shape, **{f'{k}.in_shape': v.in_shape for k, v in readers.items()}}.items():
-        if tuple(shape) != latents: raise ValueError(f"`{name}` must be that of the encoder's latents, {latents}, got {tuple(shape)}")
+        if tuple(shape) != latents: raise InvalidValue(f"`{name}` must be that of the encoder's latents, {latents}, got {tuple(shape)}")
 
 # %% ../nbs/10_models.ipynb #6bb931e5
 def require_density(
@@ -123,7 +124,7 @@ def require_density(
     who:str # What needs it, for the message
 ) -> None:
     "Raise `TypeError` for a prior without a density"
-    if not getattr(prior, 'proper', True): raise TypeError(f"`prior` must have a density for {who}, got a {type(prior).__name__}, which is improper")
+    if not getattr(prior, 'proper', True): raise InvalidType(f"`prior` must have a density for {who}, got {with_article(type(prior).__name__)}, which is improper")
 
 def prior_of(
     model:nn.Module, # The model
@@ -131,7 +132,7 @@ def prior_of(
 ) -> Distribution: # p(z)
     "What the model expects of its latents; raises `TypeError` if it has no module `prior`"
     if isinstance(prior := getattr(model, 'prior', None), nn.Module): return prior()
-    raise TypeError(f"`model` must have a module `prior` for {who}, got a {type(model).__name__} without")
+    raise InvalidType(f"`model` must have a module `prior` for {who}, got {with_article(type(model).__name__)} without")
 
 # %% ../nbs/10_models.ipynb #49706839
 @runtime_checkable

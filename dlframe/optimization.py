@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
-from .checks import known, real, whole
+from .checks import InvalidValue, known, real, whole, with_article
 from .data import Data, Loader
 from .devices import find_device
 from .distributions import validation
@@ -90,7 +90,7 @@ def in_steps(
     if isinstance(value, (list, tuple)): return [in_steps(argument, v, steps_per_epoch) for v in value]
     if not isinstance(value, (str, Duration)) or value in ('min', 'max', 'cos', 'linear', 'triangular', 'triangular2', 'exp_range', 'cycle', 'iterations'): return value
     length = duration(value, argument)
-    if length.unit not in ('steps', 'epochs'): raise ValueError(f"`{argument}` must be in steps or epochs, got {str(value)!r}")
+    if length.unit not in ('steps', 'epochs'): raise InvalidValue(f"`{argument}` must be in steps or epochs, got {str(value)!r}")
     return max(1, round(length.amount*(steps_per_epoch if length.unit == 'epochs' else 1)))
 
 # %% ../nbs/34_optimization.ipynb #1ed9fbe7
@@ -178,7 +178,7 @@ class Optimization(Part, pl.LightningModule):
         self.gradient_clip = None if gradient_clip is None else real('gradient_clip', gradient_clip, above=0)
         self.groups, self.schedule, self.compile_model = dict(groups or {}), dict(schedule or {}), compile
         self.weights = {k: weight(f'weights.{k}', w) for k, w in (weights or {}).items()}
-        if self.weights and not getattr(model, 'additive', True): raise ValueError(f"`weights` must not be given for a {type(model).__name__} whose loss is no sum of its terms, got {weights}; its own `beta` may do")
+        if self.weights and not getattr(model, 'additive', True): raise InvalidValue(f"`weights` must not be given for {with_article(type(model).__name__)} whose loss is no sum of its terms, got {weights}; its own `beta` may do")
         self.weight_ramps = nn.ModuleList(w for w in self.weights.values() if isinstance(w, Ramp))
         for part in split.split('+'): known('split', part, data.splits)
         self.counters, self.watch, self.checked = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}, Stopwatch(), False
@@ -198,9 +198,9 @@ def _take_turns(self:Optimization, settings):
     self.players = {p: {'optimizer': self.optimizer, 'lr': self.lr, **self.options, **settings.get(p, {})} for p in self.owners}
     self.turns = [p for p, o in self.players.items() for _ in range(whole(f'players.{p}.steps', o.pop('steps', 1)))]
     if not adversarial: return
-    if self.weights: raise ValueError(f"`weights` must not be given for a model with players, got {self.weights}")
+    if self.weights: raise InvalidValue(f"`weights` must not be given for a model with players, got {self.weights}")
     lost = [n for n, _ in self.model.named_parameters() if all(longest_prefix(n, dict.fromkeys(own)) is None for own in self.owners.values())]
-    if lost: raise ValueError(f"`players` of {type(self.model).__name__} must own all parameters, got none for {', '.join(lost)}")
+    if lost: raise InvalidValue(f"`players` of {type(self.model).__name__} must own all parameters, got none for {', '.join(lost)}")
     self.counters.update({f'{p}_steps': 0 for p in self.owners})
 
 @patch

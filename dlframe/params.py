@@ -15,13 +15,13 @@ from traceback import extract_tb, walk_tb
 from types import FrameType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from .checks import known, shortened, shown
+from .checks import InvalidValue, known, shortened, shown
 from .server import report
 from .specs import Part, parse
 from .status import online
 
 # %% ../nbs/41_params.ipynb #93e3a3ff
-class ParameterError(ValueError):
+class ParameterError(InvalidValue):
     "A parameter that is not declared, or not of its declared type; shown without the stack, which is nobody's concern"
     def _render_traceback_(self): return [f'ParameterError: {self}']
 
@@ -139,14 +139,14 @@ def declared(
 ) -> dict: # Names and types
     "What a notebook declares; raises `ValueError`, naming it, if it is damaged or declares nothing"
     tagged = [source for source, tags in _cells(notebook) if 'parameters' in tags]
-    if len(tagged) != 1: raise ValueError(f"{notebook} must have one cell that is tagged `parameters`, got {len(tagged)}")
-    if declaration(tagged[0]) is None: raise ValueError(f"{notebook} must declare its parameters by annotated assignments, like `beta: float = 1.`")
+    if len(tagged) != 1: raise InvalidValue(f"{notebook} must have one cell that is tagged `parameters`, got {len(tagged)}")
+    if declaration(tagged[0]) is None: raise InvalidValue(f"{notebook} must declare its parameters by annotated assignments, like `beta: float = 1.`")
     return types_in(tagged[0])
 
 def _cells(notebook):
     "Sources and tags"
     try: return [(''.join(c['source']), list(c.get('metadata', {}).get('tags', []))) for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise ValueError(f"{notebook} must be a notebook: {type(e).__name__}: {shortened(str(e), 100)}") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise InvalidValue(f"{notebook} must be a notebook: {type(e).__name__}: {shortened(str(e), 100)}") from e
 
 # %% ../nbs/41_params.ipynb #11cb3720
 def check_parameters(

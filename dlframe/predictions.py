@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from .checks import real, whole
+from .checks import InvalidType, InvalidValue, real, whole
 from .distributions import Bernoulli, log_mean_exp
 from .entries import Figure, Scalar, Scalars, Table
 from .evaluation import Evaluator, as_images, batches, observe, require_sampling
@@ -102,11 +102,11 @@ def check_target(
 ) -> None:
     "Raise `ValueError` unless `y` is something that `p` could have predicted"
     shape = p.batch_shape + p.event_shape
-    if y.shape != shape: raise ValueError(f"`y` must have the shape of predictions, {tuple(shape)}, got {tuple(y.shape)}")
+    if y.shape != shape: raise InvalidValue(f"`y` must have the shape of predictions, {tuple(shape)}, got {tuple(y.shape)}")
     if kind(p) != 'classes': return
     classes = base(p).logits.shape[-1]
     if y.is_floating_point() or not 0 <= y.min() <= y.max() < classes:
-        raise ValueError(f"`y` must hold whole numbers from 0, below the number of classes {classes}, got {y.unique()[[0, -1]].tolist()} and between")
+        raise InvalidValue(f"`y` must hold whole numbers from 0, below the number of classes {classes}, got {y.unique()[[0, -1]].tolist()} and between")
 
 # %% ../nbs/37_predictions.ipynb #8103d53e
 @patch
@@ -115,10 +115,10 @@ def compare(self:Predictions,
     batch:dict[str, Tensor] # Has `x` and `y`
 ) -> tuple[Distribution, Tensor]: # The prediction, and the target
     "Predict; raises `TypeError` or `ValueError` if prediction and target cannot be compared"
-    if 'y' not in batch: raise ValueError(f"`{self.split}` must have targets `y` for {self.label}, got {', '.join(batch)}")
+    if 'y' not in batch: raise InvalidValue(f"`{self.split}` must have targets `y` for {self.label}, got {', '.join(batch)}")
     p, y = predict(optimization.model, batch['x'], self.n_samples), batch['y']
     if kind(p) not in self.kinds:
-        raise TypeError(f"`model.predict` must be about {' or '.join(self.kinds)} for {self.label}, got {kind(p)} ({type(base(p)).__name__})")
+        raise InvalidType(f"`model.predict` must be about {' or '.join(self.kinds)} for {self.label}, got {kind(p)} ({type(base(p)).__name__})")
     check_target(p, y)
     return p, y
 
@@ -222,7 +222,7 @@ class Confusion(Predictions):
         import pandas as pd
         counts = sum(confusion(p, y) for p, y in self.pairs(optimization))
         names = self.names or [str(i) for i in range(len(counts))]
-        if len(names) != len(counts): raise ValueError(f"`names` must be those of {len(counts)} classes, got {len(names)}")
+        if len(names) != len(counts): raise InvalidValue(f"`names` must be those of {len(counts)} classes, got {len(names)}")
         table = pd.DataFrame(counts.tolist(), index=pd.Index(names, name='true'), columns=pd.Index(names, name='predicted'))
         return {'table': Table(table), 'picture': Figure(heat(counts, names))}
 
@@ -280,7 +280,7 @@ class Landmarks(Predictions):
     def evaluate(self, optimization):
         looks = [(b['x'], *self.compare(optimization, b)) for b in self.read(optimization)]
         x, y, mean, scale = map(torch.cat, zip(*[(x, y, p.mean, p.variance.sqrt()) for x, p, y in looks]))
-        if y.ndim != 2 or y.shape[1] % 2: raise ValueError(f"`y` must hold points [x1, y1, x2, y2, …] for {self.label}, got shape {tuple(y.shape)}")
+        if y.ndim != 2 or y.shape[1] % 2: raise InvalidValue(f"`y` must hold points [x1, y1, x2, y2, …] for {self.label}, got shape {tuple(y.shape)}")
         x, size = as_images(x, self.split).float().cpu(), torch.tensor([x.shape[-1], x.shape[-2]])
         points = [t.float().cpu().unflatten(1, (-1, 2))*size for t in (y, mean, scale)]
         return Figure(draw_points(x, points[0] - .5, points[1] - .5, self.deviations*points[2])) # the first pixel's centre is at 0

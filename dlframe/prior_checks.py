@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import whole, wholes
+from .checks import InvalidType, InvalidValue, whole, wholes, with_article
 from .distributions import DiagonalNormal, NormalMixture, centre
 from .entries import Figure, Image, Scalar, grid
 from .evaluation import Evaluator, as_images, batches, observe
@@ -34,7 +34,7 @@ def require_prior(
     "The model's prior; raises `TypeError` unless its distribution has the methods of `ability`"
     if isinstance(p := prior_of(model, who), ability): return p
     methods = [f'`{m}`' for m in vars(ability) if not m.startswith('_')]
-    raise TypeError(f"`model.prior` must give a distribution with {' and '.join(methods)} for {who}, got a {type(p).__name__} without")
+    raise InvalidType(f"`model.prior` must give a distribution with {' and '.join(methods)} for {who}, got {with_article(type(p).__name__)} without")
 
 # %% ../nbs/39_prior_checks.ipynb #pc09
 def log_aggregate(
@@ -164,9 +164,9 @@ class ConditionalSamples(Evaluator):
         latents = observe(optimization, lambda o: require_prior(o.model, Conditions, self.label)).event_shape.numel()
         number, named = (self.keep, []) if isinstance(self.keep, int) else (len(self.keep), self.keep)
         for i, k in enumerate(named):
-            if k >= latents: raise ValueError(f"`keep[{i}]` must be below the number of latents, {latents}, got {k}")
-        if len({*named}) < len(named): raise ValueError(f"`keep` must name each latent once, got {named}")
-        if not 0 < number < latents: raise ValueError(f"`keep` must keep some of the {latents} latents and leave some, got {self.keep}")
+            if k >= latents: raise InvalidValue(f"`keep[{i}]` must be below the number of latents, {latents}, got {k}")
+        if len({*named}) < len(named): raise InvalidValue(f"`keep` must name each latent once, got {named}")
+        if not 0 < number < latents: raise InvalidValue(f"`keep` must keep some of the {latents} latents and leave some, got {self.keep}")
 
 # %% ../nbs/39_prior_checks.ipynb #pc33
 @patch
@@ -199,7 +199,7 @@ class PseudoInputs(Evaluator):
         super().check(optimization)
         if self.decoded: require(optimization.model, Decodes, self.label)
         if isinstance(p := getattr(optimization.model, 'prior', None), VampPrior): return
-        raise TypeError(f"`model.prior` must be a VampPrior for {self.label}, got a {type(p).__name__}")
+        raise InvalidType(f"`model.prior` must be a VampPrior for {self.label}, got {with_article(type(p).__name__)}")
 
     def evaluate(self, optimization):
         prior = optimization.model.prior

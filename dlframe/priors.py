@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 
-from .checks import known, real, shown, whole, wholes
+from .checks import InvalidType, InvalidValue, known, real, shown, whole, wholes, with_article
 from .distributions import Delta, DiagonalNormal, NormalMixture, StandardNormal, kl, validation
 from .specs import Part
 from .tensor_rings import RingMixture, TensorRing
@@ -62,7 +62,7 @@ class MixturePrior(Part, nn.Module):
 # %% ../nbs/05_priors.ipynb #104c6998
 def _conditional(argument, part):
     if all(hasattr(part, a) for a in ('in_shape', 'event_shape')): return part
-    raise TypeError(f"`{argument}` must have `in_shape` and `event_shape`, as a `Conditional` has, got {type(part).__name__}")
+    raise InvalidType(f"`{argument}` must have `in_shape` and `event_shape`, as a `Conditional` has, got {type(part).__name__}")
 
 class VampPrior(Part, nn.Module):
     "The average of what an encoder says about pseudo-inputs, which are learned"
@@ -78,19 +78,19 @@ class VampPrior(Part, nn.Module):
         noise = torch.randn(whole('components', components), *encoder.in_shape)
         self.inputs = nn.Parameter(real('mean', mean) + real('spread', spread, above=0)*noise)
         self.limits = None if limits is None else _between(limits)
-        if self.limits and not self.limits[0] <= mean <= self.limits[1]: raise ValueError(f"`mean` must be within the limits, {self.limits}, got {mean}")
+        if self.limits and not self.limits[0] <= mean <= self.limits[1]: raise InvalidValue(f"`mean` must be within the limits, {self.limits}, got {mean}")
         self.register_buffer('logits', torch.zeros(components), persistent=False)
 
     def forward(self) -> Distribution: # One event, of the shape of the encoder's
         "The mixture of the posteriors of all pseudo-inputs, with equal weights"
         q = self.encoder(self.pseudo_inputs())
-        if isinstance(q, Delta): raise TypeError("`encoder` must give densities to a VampPrior, got points, a `Delta`")
+        if isinstance(q, Delta): raise InvalidType("`encoder` must give densities to a VampPrior, got points, a `Delta`")
         if isinstance(q, DiagonalNormal): return NormalMixture(self.logits, q.loc, q.log_scale)
         return td.MixtureSameFamily(td.Categorical(logits=self.logits), q)
 
 # %% ../nbs/05_priors.ipynb #65388461
 def _between(limits):
-    if not isinstance(limits, (list, tuple)) or len(limits) != 2: raise ValueError(f"`limits` must be two numbers, got {shown(limits)}")
+    if not isinstance(limits, (list, tuple)) or len(limits) != 2: raise InvalidValue(f"`limits` must be two numbers, got {shown(limits)}")
     low, high = (real(f'limits[{i}]', v) for i, v in enumerate(limits))
     return low, real('limits[1]', high, above=low)
 
@@ -161,7 +161,7 @@ class Fitted(Distribution):
         self.joint = joint
         super().__init__(torch.Size(), torch.Size(event_shape), validate_args=False)
 
-    def _refuse(self, *_): raise TypeError("`prior` must be a distribution of its own for samples and densities, got an ARDPrior, which is fitted to each posterior: it has `kl(q, prior())` for a diagonal normal `q`; another prior has the rest")
+    def _refuse(self, *_): raise InvalidType("`prior` must be a distribution of its own for samples and densities, got an ARDPrior, which is fitted to each posterior: it has `kl(q, prior())` for a diagonal normal `q`; another prior has the rest")
     log_prob = rsample = _refuse
 
 @register_kl(DiagonalNormal, Fitted)
@@ -179,7 +179,7 @@ class ARDPrior(Part, nn.Module):
         joint:bool=False # Choose one covariance for the event, instead of a scale for each latent?
     ):
         super().__init__()
-        if not isinstance(joint, bool): raise TypeError(f"`joint` must be True or False, got {shown(joint)}")
+        if not isinstance(joint, bool): raise InvalidType(f"`joint` must be True or False, got {shown(joint)}")
         self.event_shape, self.joint = _shape(event_shape), joint
 
     def forward(self) -> Fitted: # One event of shape `event_shape`
@@ -233,7 +233,7 @@ class ImplicitPrior(Part, nn.Module):
         super().__init__()
         self.decoder, self.encoder, self.n_samples = _conditional('decoder', decoder), encoder, whole('n_samples', n_samples)
         self.event_shape, self.prior = tuple(decoder.event_shape), StandardNormalPrior(decoder.in_shape) if prior is None else prior
-        if not getattr(self.prior, 'proper', True): raise TypeError(f"`prior` must have a density, got an improper {type(self.prior).__name__}")
+        if not getattr(self.prior, 'proper', True): raise InvalidType(f"`prior` must have a density, got {with_article(type(self.prior).__name__)}, which is improper")
         if encoder is not None: _must_be('encoder.in_shape', _conditional('encoder', encoder).in_shape, "the decoder's events", self.event_shape)
         for name, part in {'encoder': encoder, 'prior': self.prior}.items():
             if part is not None: _must_be(f'{name}.event_shape', part.event_shape, "the decoder's latents", decoder.in_shape)
@@ -243,7 +243,7 @@ class ImplicitPrior(Part, nn.Module):
         return Implicit(self.decoder, self.encoder, self.prior(), self.n_samples)
 
 def _must_be(argument, shape, of, wanted):
-    if tuple(shape) != tuple(wanted): raise ValueError(f"`{argument}` must be that of {of}, {tuple(wanted)}, got {tuple(shape)}")
+    if tuple(shape) != tuple(wanted): raise InvalidValue(f"`{argument}` must be that of {of}, {tuple(wanted)}, got {tuple(shape)}")
 
 # %% ../nbs/05_priors.ipynb #82e92b5f
 priors = {'standard_normal': StandardNormalPrior, 'mixture': MixturePrior, 'vamp': VampPrior, 'TRIP': TRIP, 'flow': FlowPrior, 'ard': ARDPrior}
@@ -258,6 +258,6 @@ def prior(
     cls = priors[known('prior', name, priors)]
     for option in options: known(f'{name} option', option, list(signature(cls.__init__).parameters)[2:])
     if cls is not VampPrior: return cls(event_shape, **options)
-    if encoder is None: raise TypeError("`encoder` must be given for a 'vamp' prior, which is made of what it says, got None")
+    if encoder is None: raise InvalidType("`encoder` must be given for a 'vamp' prior, which is made of what it says, got None")
     _must_be('encoder.event_shape', encoder.event_shape, 'the latents', _shape(event_shape))
     return VampPrior(encoder, **options)

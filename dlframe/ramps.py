@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .checks import known, real
+from .checks import InvalidValue, known, real
 from .specs import Part
 from .triggers import Duration, duration
 
@@ -35,8 +35,8 @@ class Ramp(Part, nn.Module):
         self.shape = known('shape', shape, shapes)
         for name in 'after', 'every':
             other = getattr(self, name)
-            if other and other.unit != self.over.unit: raise ValueError(f"`{name}` must be in {self.over.unit}, as `over` is, got {str(other)!r}")
-        if self.every and self.every.amount < self.over.amount: raise ValueError(f"`every` must be at least as long as `over`, {str(self.over)!r}, or the end is never reached, got {str(self.every)!r}")
+            if other and other.unit != self.over.unit: raise InvalidValue(f"`{name}` must be in {self.over.unit}, as `over` is, got {str(other)!r}")
+        if self.every and self.every.amount < self.over.amount: raise InvalidValue(f"`every` must be at least as long as `over`, {str(self.over)!r}, or the end is never reached, got {str(self.every)!r}")
         self.register_buffer('value', torch.tensor(self.start))
 
     def at(self,

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .checks import known, nearest, shortened, shown, whole
+from .checks import InvalidValue, MissingFile, known, nearest, shortened, shown, whole
 from .entries import Entry, Figure, Image
 from .evaluation import Evaluator
 from .files import verify
@@ -45,7 +45,7 @@ def logged(
         for row in rows:
             if math.isfinite(value := float(row[1])): found[apart(row[0], counters)].append((float(row[at]), value))
         if row: found.update({c: [(float(row[at]), float(row[i + 2]))] for i, c in enumerate(counters)})
-    except (IndexError, ValueError, csv.Error) as e: raise ValueError(f"{Path(folder)/'metrics.csv'} must be a table that a run has logged: {shown(row)}") from e
+    except (IndexError, ValueError, csv.Error) as e: raise InvalidValue(f"{Path(folder)/'metrics.csv'} must be a table that a run has logged: {shown(row)}") from e
     return dict(found)
 
 # %% ../nbs/48_reports.ipynb #6664e83d
@@ -110,7 +110,7 @@ def study_trials(
     "Trials of a study, with what their folders know; without those that were one too many"
     kept = _storage(folder, storage)
     try: studies = {s.study_name: s._study_id for s in kept.get_all_studies()}
-    except Exception as e: raise ValueError(f"`storage` must be a database with studies of Optuna, got one that says {type(e).__name__}") from None
+    except Exception as e: raise InvalidValue(f"`storage` must be a database with studies of Optuna, got one that says {type(e).__name__}") from None
     found = kept.get_all_trials(studies[known('study', folder.resolve().name, studies)], deepcopy=False)
     return [visit(_of_study(t), folder) for t in found if t.state.name != 'WAITING' or 'config' in t.user_attrs] # the others nobody has begun
 
@@ -189,7 +189,7 @@ def trials(
     where, own = Path(sweep), metric is None
     local = where.is_dir()
     found = study_trials(where, storage) if local and (storage or (where/'journal.log').is_file()) else folder_trials(where) if local else wandb_trials(sweep, by)
-    if not found and not any((where/n).is_file() for n in ('journal.log', 'sweep.yaml')): raise FileNotFoundError(f"`sweep` must be a folder with a study or with runs, or a sweep of W&B, got {shown(str(sweep))}")
+    if not found and not any((where/n).is_file() for n in ('journal.log', 'sweep.yaml')): raise MissingFile(f"`sweep` must be a folder with a study or with runs, or a sweep of W&B, got {shown(str(sweep))}")
     (told, _), (metric, goal) = sought(sweep), sought(sweep, metric, goal)
     names = sorted({n for t in found for n in t.logged if '/' in n and not n.startswith('seconds/')})
     if not own and names: known('metric', metric, {*names, told} if metric == told else names)
@@ -273,7 +273,7 @@ def _link(run, notebook, sweep, start):
     return f"[{_cell(run)}]({quote(notebook if '://' in notebook else os.path.relpath(Path(sweep)/notebook, start), safe='/:?=&%')})"
 
 # %% ../nbs/48_reports.ipynb #b24ab512
-class TooFew(ValueError):
+class TooFew(InvalidValue):
     "Not enough trials for a picture"
 
 # %% ../nbs/48_reports.ipynb #79bc09a7

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
 from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, watched
-from .checks import explained, known, shortened, shown, whole
+from .checks import InvalidType, InvalidValue, MissingFile, Refusal, known, shortened, shown, whole
 from .devices import find_device
 from .distributions import validation
 from .entries import Figure
@@ -85,7 +85,7 @@ class Run(Part):
     ):
         for argument, value, kind in [('optimization', optimization, Optimization), ('trainer', trainer or {}, Mapping), ('name', name or '', str),
                                       ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations)]:
-            if not isinstance(value, kind): raise TypeError(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {shown(value)}")
+            if not isinstance(value, kind): raise InvalidType(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {shown(value)}")
         self.optimization, self.evaluations, self.callbacks, self.trainer = optimization, list(evaluations), list(callbacks), dict(trainer or {})
         self.train_for, self.project, self.parameters = duration(train_for, 'train_for'), project, dict(parameters or {})
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)
@@ -132,7 +132,7 @@ def rehearse(
     def look(o):
         with validation(True): check_terms(o.model, batch, o.objective(batch))
     try: observe(optimization, look)
-    except RuntimeError as e: raise ValueError(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
+    except RuntimeError as e: raise InvalidValue(f"`model` must fit the data, {({k: tuple(v.shape) for k, v in batch.items()})}: {e}") from e
 
 # %% ../nbs/42_run.ipynb #abcf146d
 @patch
@@ -170,7 +170,7 @@ def make_folder(self:Run) -> None:
 def require_compiler() -> None:
     "Raise `ValueError` where `torch.compile` would find no C++ compiler"
     if any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'gcc', 'clang++', 'clang', 'cl')))): return
-    raise ValueError("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
+    raise InvalidValue("`compile` must be False where there is no C++ compiler, got True: install g++, or name one in CXX")
 
 # %% ../nbs/42_run.ipynb #927e626c
 def forked(
@@ -223,10 +223,10 @@ def check_launch(
 ) -> None:
     "Raise `ValueError` where further processes cannot be started, before anything is written"
     strategy = trainer.strategy
-    if forked(trainer) and torch.cuda.is_initialized(): raise ValueError("`devices` must be 1 in a notebook that has used the GPU: restart its kernel, or train with dlframe-run")
-    if getattr(strategy, '_start_method', 'popen') not in ('popen', 'fork'): raise ValueError("`strategy` must be one that starts the program again or forks it, got one that spawns: use 'ddp'")
+    if forked(trainer) and torch.cuda.is_initialized(): raise InvalidValue("`devices` must be 1 in a notebook that has used the GPU: restart its kernel, or train with dlframe-run")
+    if getattr(strategy, '_start_method', 'popen') not in ('popen', 'fork'): raise InvalidValue("`strategy` must be one that starts the program again or forks it, got one that spawns: use 'ddp'")
     again = getattr(strategy, '_start_method', None) == 'popen' and not strategy.cluster_environment.creates_processes_externally
-    if again and not Path(sys.argv[0]).is_file(): raise ValueError(f"`devices` must be 1 in a program that is in no file, for it cannot be started again, got {strategy.num_processes}: train with dlframe-run")
+    if again and not Path(sys.argv[0]).is_file(): raise InvalidValue(f"`devices` must be 1 in a program that is in no file, for it cannot be started again, got {strategy.num_processes}: train with dlframe-run")
 
 # %% ../nbs/42_run.ipynb #aa686a33
 @contextmanager
@@ -281,9 +281,9 @@ def train(self:Run,
     except BaseException as e:
         for process in getattr(trainer.strategy.launcher, 'procs', []): process.kill() # they would wait for this one
         if trainer.is_global_zero: self.failed(e)
-        ours = isinstance(e, (OSError, MisconfigurationException, FloatingPointError)) or explained(e)
+        ours = isinstance(e, (OSError, MisconfigurationException, FloatingPointError, Refusal))
         unfit = checkpoint and not self.started and not forked(trainer) and isinstance(e, Exception) and not ours
-        if unfit: raise ValueError(f"{checkpoint} must be a checkpoint that this run can go on from: {type(e).__name__}: {shortened(str(e))}") from e
+        if unfit: raise InvalidValue(f"{checkpoint} must be a checkpoint that this run can go on from: {type(e).__name__}: {shortened(str(e))}") from e
         if not isinstance(e, SystemExit): raise
         signal.signal(signal.SIGINT, signal.default_int_handler) # `SystemExit` is Lightning's answer to a second interrupt, after which it ignores all others
         raise KeyboardInterrupt from None
@@ -389,7 +389,7 @@ def resume(cls:Run,
 ) -> Run: # Finished
     "Go on with a run, in its folder; raises `FileNotFoundError` if none is there, `InUse` if it is running, `ValueError` if it is finished or damaged"
     folder = find_folder(folder, ['checkpoints/last.ckpt']).absolute()
-    if not (folder/'manifest.json').is_file(): raise FileNotFoundError(f"`folder` must be that of a run, got {folder} without manifest.json")
+    if not (folder/'manifest.json').is_file(): raise MissingFile(f"`folder` must be that of a run, got {folder} without manifest.json")
     with _claimed(folder) as lock:
         manifest = override(read(verify(folder/'manifest.json')), {'run.train_for': train_for} if train_for else {}, packages)
         run = _built(manifest, packages)
@@ -417,8 +417,8 @@ def go_on(self:Run,
     if checkpoint: self.take(checkpoint, saved)
     now, over = saved['counters'].get(unit, 0), saved.get('over') is True and not longer
     if now >= end and (done or longer and now > end): # else its last step was made and its end was not
-        raise ValueError(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{self.train_for}'")
-    if over and done: raise ValueError(f"`train_for` must be given to go on with a run that ended early, after {now:g} {unit} of '{self.train_for}', got None")
+        raise InvalidValue(f"`train_for` must be longer than what the run has trained, {now:g} {unit}, got '{self.train_for}'")
+    if over and done: raise InvalidValue(f"`train_for` must be given to go on with a run that ended early, after {now:g} {unit} of '{self.train_for}', got None")
     self.over, earlier = over, manifest.get('resumed') if isinstance(manifest.get('resumed'), list) else []
     return self.start(checkpoint, {**manifest, 'resumed': [*earlier, {'steps': saved['counters'].get('steps', 0), **circumstances()}]})
 
@@ -430,18 +430,18 @@ def take(self:Run,
 ) -> None:
     "Look, before anything is written, whether a checkpoint belongs to this run; raises `ValueError`, naming it"
     unit, counters = self.train_for.unit, saved['counters']
-    if not isinstance(counters, dict) or not all(isinstance(counters.get(c), (int, float)) for c in ('steps', unit)): raise ValueError(f"{checkpoint} must hold counters of steps and {unit}, got {shown(counters)}")
+    if not isinstance(counters, dict) or not all(isinstance(counters.get(c), (int, float)) for c in ('steps', unit)): raise InvalidValue(f"{checkpoint} must hold counters of steps and {unit}, got {shown(counters)}")
     load_weights(self.optimization.model, checkpoint)
     try: self.logger.load_state_dict(saved['logger'])
-    except Exception as e: raise ValueError(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
+    except Exception as e: raise InvalidValue(f"{checkpoint} must hold the states of the loggers, got {shown(saved['logger'])}") from e
 
 def _built(manifest, packages):
     "The run that a manifest describes"
-    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
-    if not isinstance(manifest.get('parameters') or {}, Mapping): raise ValueError(f"`parameters` of the manifest must be names and values, got {shown(manifest['parameters'])}")
+    if not isinstance(manifest.get('run'), Mapping): raise InvalidValue(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
+    if not isinstance(manifest.get('parameters') or {}, Mapping): raise InvalidValue(f"`parameters` of the manifest must be names and values, got {shown(manifest['parameters'])}")
     pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
     run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
-    if not isinstance(run, Run): raise ValueError(f"`run` must describe a run, got {shown(run)}")
+    if not isinstance(run, Run): raise InvalidValue(f"`run` must describe a run, got {shown(run)}")
     return run
 
 # %% ../nbs/42_run.ipynb #d5698278
@@ -481,7 +481,7 @@ def check_same(self:Run,
     mine, theirs = json.loads(json.dumps(self.manifest())), dict(manifest)
     for one, other in ((mine, theirs), (theirs, mine)): one['parameters'] = {k: v for k, v in (one.get('parameters') or {}).items() if k in (other.get('parameters') or {})}
     for part in 'model', 'data', 'optimization', 'run', 'parameters':
-        if found := _changed(theirs.get(part), mine[part], part): raise ValueError(f"`name` must be given to the second run of a trial: {self.folder} holds one whose {found[0]} is {shown(found[1])}, got {shown(found[2])}")
+        if found := _changed(theirs.get(part), mine[part], part): raise InvalidValue(f"`name` must be given to the second run of a trial: {self.folder} holds one whose {found[0]} is {shown(found[1])}, got {shown(found[2])}")
 
 # %% ../nbs/42_run.ipynb #b68f59f0
 def rerun(
@@ -491,11 +491,11 @@ def rerun(
 ) -> Run: # Finished
     "Build the run that a manifest describes and fit it, under a new name unless `changes` gives one"
     manifest = {k: v for k, v in manifest.items() if k not in ('made', 'resumed')}
-    if not isinstance(manifest.get('run'), Mapping): raise ValueError(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
+    if not isinstance(manifest.get('run'), Mapping): raise InvalidValue(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
     manifest = override(override(manifest, {'run.name': None}, packages), changes, packages)
-    if not isinstance(manifest['run'], Mapping): raise ValueError(f"`run` must be a specification, got {shown(manifest['run'])}")
+    if not isinstance(manifest['run'], Mapping): raise InvalidValue(f"`run` must be a specification, got {shown(manifest['run'])}")
     seed = whole('run.seed', manifest['run'].get('seed', 0), least=0)
-    if seed >= 2**32: raise ValueError(f"`run.seed` must be less than 2**32, got {seed}")
+    if seed >= 2**32: raise InvalidValue(f"`run.seed` must be less than 2**32, got {seed}")
     pl.seed_everything(seed, verbose=False)
     run = _built(manifest, packages)
     run.parameters = dict(changes) or dict(manifest.get('parameters') or {})
@@ -504,7 +504,7 @@ def rerun(
 # %% ../nbs/42_run.ipynb #cca5a1c3
 def _change(text):
     path, equals, value = text.partition('=')
-    if not equals or not path: raise ValueError(f"`change` must look like model.beta=0.2, got {text!r}")
+    if not equals or not path: raise InvalidValue(f"`change` must look like model.beta=0.2, got {text!r}")
     return path, parse(value)
 
 def main(

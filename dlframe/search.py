@@ -22,7 +22,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 
-from .checks import known, shown
+from .checks import InvalidValue, known, shown
 from .sweeps import Choice, Sweep
 
 # %% ../nbs/45_search.ipynb #381c53dd
@@ -137,7 +137,7 @@ def _axis(choice):
     if choice.distribution == 'constant': return [o['value']]
     if 'values' in o: return [*{json.dumps(v): v for v in o['values']}.values()]
     low, high, step = o['min'], o['max'], o.get('q', 1)
-    if max(abs(low), abs(high), (high - low)/step) >= _exact: raise ValueError(f"`parameters` must have fewer than 2**53 values for the method grid, got {shown(dict(o))}")
+    if max(abs(low), abs(high), (high - low)/step) >= _exact: raise InvalidValue(f"`parameters` must have fewer than 2**53 values for the method grid, got {shown(dict(o))}")
     if choice.distribution == 'int_uniform': return range(low, high + 1)
     return range(low, high, step) if all(isinstance(v, int) for v in (low, high, step)) else _Steps(float(low), float(step), ceil((high - low)/step))
 
@@ -232,7 +232,7 @@ def sampler(
     "What answers when a trial is asked for its values"
     if kind is not None: known('kind', kind, models)
     if sweep.method == 'bayes': return Dice(token, models[kind or 'tpe'])
-    if kind: raise ValueError(f"`kind` must not be given for the method {sweep.method}, which has no model, got {kind!r}")
+    if kind: raise InvalidValue(f"`kind` must not be given for the method {sweep.method}, which has no model, got {kind!r}")
     return Points(Grid(sweep)) if sweep.method == 'grid' else Dice(token)
 
 # %% ../nbs/45_search.ipynb #d2b869d3
@@ -258,7 +258,7 @@ def bands(
     e, eta = early_terminate, early_terminate.get('eta', 3)
     if 'max_iter' in e: found = sorted([int(b) for b in takewhile(lambda b: b >= 1, accumulate(repeat(eta, e['s']), truediv, initial=e['max_iter']))][1:])
     else: found = [int(b) for b in takewhile(lambda b: b < _exact, accumulate(repeat(eta, 99), mul, initial=e['min_iter']))]
-    if not found: raise ValueError(f"`early_terminate.max_iter` must be at least eta, {eta:g}, got {shown(e.get('max_iter', e.get('min_iter')))}")
+    if not found: raise InvalidValue(f"`early_terminate.max_iter` must be at least eta, {eta:g}, got {shown(e.get('max_iter', e.get('min_iter')))}")
     return found
 
 # %% ../nbs/45_search.ipynb #44ea85cf

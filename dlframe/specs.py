@@ -17,7 +17,7 @@ from types import BuiltinFunctionType, FunctionType
 
 import yaml
 
-from .checks import UnknownName, explained, known, shortened, shown
+from .checks import InvalidType, InvalidValue, MissingFile, Refusal, UnknownName, known, refusal_type, shortened, shown, with_article
 
 # %% ../nbs/01_specs.ipynb #ac567989
 def remember(
@@ -36,7 +36,7 @@ def remember(
         for name, value in list(bound.arguments.items())[1:]:
             if sig.parameters[name].kind is Parameter.VAR_KEYWORD: made.update(_snapshot(value))
             else: made[name] = _snapshot(value)
-    except RecursionError: raise ValueError(f"`{name}` must not be nested so deeply, got {shown(value)}") from None
+    except RecursionError: raise InvalidValue(f"`{name}` must not be nested so deeply, got {shown(value)}") from None
     obj.__dict__['_made'] = made
 
 # %% ../nbs/01_specs.ipynb #5e5dc403
@@ -89,7 +89,7 @@ _marks = ('cls', 'same', 'ref')
 
 def _spec_dict(d, path, seen):
     for k in d:
-        if not isinstance(k, str) or k in _marks: raise ValueError(f"{path}: a key must be a string other than {_marks}, got {shown(k)}")
+        if not isinstance(k, str) or k in _marks: raise InvalidValue(f"{path}: a key must be a string other than {_marks}, got {shown(k)}")
     return {k: _spec(v, _join(path, k), seen) for k, v in d.items()}
 
 def _spec(o, path, seen):
@@ -101,7 +101,7 @@ def _spec(o, path, seen):
     if _is_dtype(o): return {'ref': str(o)}
     if id(o) in seen: return {'same': seen[id(o)]}
     if '_made' not in getattr(o, '__dict__', {}):
-        raise TypeError(f"{path or 'the object'} must be plain data, a part, or made with `make`, got a {qualname(type(o))}")
+        raise InvalidType(f"{path or 'the object'} must be plain data, a part, or made with `make`, got {with_article(qualname(type(o)))}")
     seen[id(o)] = path
     return {'cls': qualname(type(o)), **_spec_dict(o._made, path, seen)}
 
@@ -111,7 +111,7 @@ def spec(
 ) -> dict: # Nested plain data: fit for JSON and YAML
     "Describe how `obj` was made; raises `TypeError`, naming the path, where something did not record it"
     try: return _spec(obj, '', {})
-    except RecursionError: raise ValueError(f"`obj` must not be nested so deeply, or in itself, got {shown(obj)}") from None
+    except RecursionError: raise InvalidValue(f"`obj` must not be nested so deeply, or in itself, got {shown(obj)}") from None
 
 # %% ../nbs/01_specs.ipynb #2fc9b0c0
 allowed_packages = ('dlframe', 'torch', 'torchvision', 'pytorch_lightning')
@@ -126,10 +126,10 @@ def _is_kind(o):
 # %% ../nbs/01_specs.ipynb #1e33fc37
 def _refuse_stranger(name, root, packages):
     if root not in (*allowed_packages, *packages):
-        raise ValueError(f"`cls` must come from {', '.join((*allowed_packages, *packages))}, got {name!r}; "
+        raise InvalidValue(f"`cls` must come from {', '.join((*allowed_packages, *packages))}, got {name!r}; "
                          f"if you trust it, add packages=[{root!r}]")
 
-def _refuse_home(name, root): raise ValueError(f"`cls` must be defined in {', '.join(allowed_homes)}, got {name!r}; if you trust it, add packages=[{root!r}]")
+def _refuse_home(name, root): raise InvalidValue(f"`cls` must be defined in {', '.join(allowed_homes)}, got {name!r}; if you trust it, add packages=[{root!r}]")
 
 def _within(module, homes): return any(f'{module}.'.startswith(f'{home}.') for home in homes)
 
@@ -140,7 +140,7 @@ def _check_found(o, name, packages, called):
     _refuse_stranger(f'{home}.{getattr(o, "__qualname__", type(o).__name__)}', home.split('.')[0], packages)
     if home.split('.')[0] in packages and callable(o): return
     if not _is_kind(o) and (called or home != 'torch.nn.functional' or not callable(o)):
-        raise ValueError(f"`cls` must be a part, module, data set, optimizer, distribution, callback or transform, got {name!r}, which is {shown(o)}")
+        raise InvalidValue(f"`cls` must be a part, module, data set, optimizer, distribution, callback or transform, got {name!r}, which is {shown(o)}")
     if not _within(home, allowed_homes): _refuse_home(name, home.split('.')[0])
 
 # %% ../nbs/01_specs.ipynb #88d13e2e
@@ -155,7 +155,7 @@ def _import_longest(names, packages):
             try: import_module(module)
             except Exception as e:
                 if n > 1 and isinstance(e, ModuleNotFoundError) and e.name == module: break
-                raise ValueError(f"`cls` must name a module that can be imported, got {'.'.join(names)!r}: {shortened(str(e))}") from e
+                raise InvalidValue(f"`cls` must name a module that can be imported, got {'.'.join(names)!r}: {shortened(str(e))}") from e
         found, rest = sys.modules[module], names[n:]
     return found, rest
 
@@ -164,7 +164,7 @@ def _inside(found, attribute):
     "`found.attribute`; raises `UnknownName`, with the nearest"
     try: return getattr(found, attribute)
     except AttributeError: pass
-    except Exception as e: raise ValueError(f"`cls` must name a class, got {attribute!r} of {shown(found)}: {shortened(str(e))}") from e
+    except Exception as e: raise InvalidValue(f"`cls` must name a class, got {attribute!r} of {shown(found)}: {shortened(str(e))}") from e
     known(f"{getattr(found, '__name__', type(found).__name__)}.*", attribute, [a for a, o in getattr(found, '__dict__', {}).items() if _is_kind(o)])
 
 # %% ../nbs/01_specs.ipynb #623c0c5a
@@ -174,9 +174,9 @@ def find(
     called:bool=True # Will it be called? Otherwise it is only referred to, as an activation may be
 ) -> type: # The class
     "The class called `name`; raises `TypeError`, `ValueError` or `UnknownName` if it is malformed, not allowed or not there"
-    if not isinstance(name, str): raise TypeError(f"`cls` must be a string, got {shown(name)}")
+    if not isinstance(name, str): raise InvalidType(f"`cls` must be a string, got {shown(name)}")
     text = re.sub(r"^<class\s+'(.*)'>$", r'\1', name.strip())
-    if len(text) > 300 or not re.fullmatch(r'[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)+', text, re.ASCII): raise ValueError(f"`cls` must be a dotted name, got {shown(name)}")
+    if len(text) > 300 or not re.fullmatch(r'[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)+', text, re.ASCII): raise InvalidValue(f"`cls` must be a dotted name, got {shown(name)}")
     names = text.split('.')
     _refuse_stranger(text, names[0], tuple(packages))
     found, rest = _import_longest(names, tuple(packages))
@@ -187,8 +187,8 @@ def find(
 # %% ../nbs/01_specs.ipynb #e3102282
 def _at(path, cls, error):
     "An error of the same kind, its message led by the path in the specification and, if it is not one of ours, by the class"
-    kind = next((k for k in (UnknownName, TypeError, ValueError, FileNotFoundError) if isinstance(error, k)), ValueError)
-    said = str(error) if explained(error) else f'`{cls}` must get arguments that fit: {type(error).__name__}: {error}'
+    kind = refusal_type(error)
+    said = str(error) if isinstance(error, Refusal) else f'`{cls}` must get arguments that fit: {type(error).__name__}: {error}'
     return kind(shortened(f'{shortened(path)}: {said}' if path else said, 2500))
 
 def _make(cls, kwargs):
@@ -196,12 +196,12 @@ def _make(cls, kwargs):
     if not any(p.kind is Parameter.VAR_KEYWORD for p in names):
         for k in kwargs: known('argument', k, [p.name for p in names][1:])
     for p in names[1:]:
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in kwargs: raise TypeError(f"`{p.name}` must be given, got {', '.join(map(shown, kwargs)) or 'nothing'}")
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in kwargs: raise InvalidType(f"`{p.name}` must be given, got {', '.join(map(shown, kwargs)) or 'nothing'}")
     kinds = [p.kind for p in names]
     if Parameter.VAR_POSITIONAL not in kinds: return make(cls, **kwargs)
     star = kinds.index(Parameter.VAR_POSITIONAL)
     lead, args = [kwargs.pop(p.name, p.default) for p in names[1:star]], kwargs.pop(names[star].name, [])
-    if not isinstance(args, list): raise TypeError(f"`{names[star].name}` must be a list, got {shown(args)}")
+    if not isinstance(args, list): raise InvalidType(f"`{names[star].name}` must be a list, got {shown(args)}")
     return make(cls, *lead, *args, **kwargs)
 
 # %% ../nbs/01_specs.ipynb #8c165773
@@ -223,7 +223,7 @@ def build(
 ) -> object: # The object, with everything inside it
     "Make again what `spec` described; errors name the path in `s`"
     try: return _build(s, '', {}, tuple(packages))
-    except RecursionError: raise ValueError(f"`s` must not be nested so deeply, or in itself, got {shown(s)}") from None
+    except RecursionError: raise InvalidValue(f"`s` must not be nested so deeply, or in itself, got {shown(s)}") from None
 
 # %% ../nbs/01_specs.ipynb #a4e43514
 def _arguments(cls): return [p.name for p in list(signature(cls.__init__).parameters.values())[1:]]
@@ -258,7 +258,7 @@ def _meant(root, child, path, packages):
     seen = []
     while isinstance(child, Mapping) and 'same' in child:
         to = child['same']
-        if not isinstance(to, str) or to in seen: raise ValueError(f"`{path}.same` must be the path of a part, got {shown(to)}{', which leads back to it' if to in seen else ''}")
+        if not isinstance(to, str) or to in seen: raise InvalidValue(f"`{path}.same` must be the path of a part, got {shown(to)}{', which leads back to it' if to in seen else ''}")
         seen.append(to)
         inside, last = _locate(root, to.split('.'), packages)
         child = inside.get(last) if isinstance(inside, Mapping) else inside[last]
@@ -274,10 +274,10 @@ def override(
     try:
         s = copy.deepcopy(s)
         for path, value in changes.items():
-            if not isinstance(path, str) or len(path) > 1000: raise TypeError(f"`changes` must be paths, like 'model.beta', and values, got {shown(path)}")
+            if not isinstance(path, str) or len(path) > 1000: raise InvalidType(f"`changes` must be paths, like 'model.beta', and values, got {shown(path)}")
             node, key = _locate(s, path.replace('__', '.').split('.'), tuple(packages))
             node[key] = value
-    except RecursionError: raise ValueError(f"`s` must not be nested so deeply, or in itself, got {shown(s)}") from None
+    except RecursionError: raise InvalidValue(f"`s` must not be nested so deeply, or in itself, got {shown(s)}") from None
     return s
 
 # %% ../nbs/01_specs.ipynb #6bd6a0f5
@@ -400,7 +400,7 @@ def parse(
 ): # Plain data
     "Read YAML (so also JSON) as data only; raises `ValueError` if it is neither"
     try: return _data(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as e: raise ValueError(f"`text` must be JSON or YAML, got {text[:60]!r}: {shortened(' '.join(str(e).split()))}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e: raise InvalidValue(f"`text` must be JSON or YAML, got {text[:60]!r}: {shortened(' '.join(str(e).split()))}") from e
 
 # %% ../nbs/01_specs.ipynb #405b2921
 def write(
@@ -418,15 +418,15 @@ def read(
     path:str|Path # A JSON or YAML file
 ) -> dict: # Its contents
     "Read a specification; raises `ValueError` naming the file if it is damaged"
-    if not isinstance(path, (str, os.PathLike)): raise TypeError(f"`path` must be the name of a file, got {shown(path)}")
+    if not isinstance(path, (str, os.PathLike)): raise InvalidType(f"`path` must be the name of a file, got {shown(path)}")
     name = shortened(str(path))
     try:
-        if Path(path).exists() and not Path(path).is_file(): raise ValueError(f"{name} must be a file")
+        if Path(path).exists() and not Path(path).is_file(): raise InvalidValue(f"{name} must be a file")
         text = Path(path).read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise
-    except UnicodeDecodeError as e: raise ValueError(f"{name} must be JSON or YAML: {e}") from e
-    except (OSError, ValueError) as e: raise ValueError(f"{name} must be a file that can be read: {getattr(e, 'strerror', None) or e}") from e
+    except UnicodeDecodeError as e: raise InvalidValue(f"{name} must be JSON or YAML: {e}") from e
+    except (OSError, ValueError) as e: raise InvalidValue(f"{name} must be a file that can be read: {getattr(e, 'strerror', None) or e}") from e
     try: s = parse(text)
-    except ValueError as e: raise ValueError(f"{name} must be JSON or YAML: {e}") from e
-    if not isinstance(s, dict): raise ValueError(f"{path} must hold a mapping, got {type(s).__name__}")
+    except ValueError as e: raise InvalidValue(f"{name} must be JSON or YAML: {e}") from e
+    if not isinstance(s, dict): raise InvalidValue(f"{path} must hold a mapping, got {type(s).__name__}")
     return s

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .checks import shown
+from .checks import InvalidValue, shown
 from .files import save_whole, sweep
 from .specs import parse
 
@@ -73,7 +73,7 @@ def folder_name(
 ) -> str: # `name`
     "Return a name that is safe as that of a folder; raises `ValueError` otherwise"
     if re.fullmatch(r'\w[\w .,=+@-]*', name) and len(name.encode()) <= 200: return name
-    raise ValueError(f"`{argument}` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got {shown(name)}")
+    raise InvalidValue(f"`{argument}` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got {shown(name)}")
 
 _given = ('WANDB_SWEEP_ID', 'WANDB_RUN_ID')
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import exp, isfinite
 from pathlib import Path
 
-from .checks import UnknownName, known, real, shown, whole
+from .checks import InvalidType, InvalidValue, UnknownName, known, real, refusal_type, shown, whole
 from .params import declared, read_value
 from .specs import parse, read
 
@@ -50,7 +50,7 @@ def choice(
     path:str # Where it stands, for messages
 ) -> 'Choice|dict': # For nested `parameters` one for each name
     "Read how a parameter is chosen; raises `TypeError`, `ValueError` or `UnknownName`, naming the place"
-    if not isinstance(given, Mapping): raise TypeError(f"`{path}` must be a mapping with value, values, or min and max, got {shown(given)}")
+    if not isinstance(given, Mapping): raise InvalidType(f"`{path}` must be a mapping with value, values, or min and max, got {shown(given)}")
     if 'parameters' in given:
         for key in given: known(path, key, ['parameters'])
         return choices(given['parameters'], f'{path}.parameters')
@@ -59,7 +59,7 @@ def choice(
     for key in options: known(f'{path} ({kind})', key, keys)
     options = {**{k: v for k, v in usual_options.items() if k in keys}, **options}
     for key in keys:
-        if key not in options: raise ValueError(f"`{path}.{key}` must be given for the distribution {kind}, got {', '.join(map(str, given)) or 'nothing'}")
+        if key not in options: raise InvalidValue(f"`{path}.{key}` must be given for the distribution {kind}, got {', '.join(map(str, given)) or 'nothing'}")
     check_options(kind, options, path)
     return Choice(kind, options)
 
@@ -69,9 +69,9 @@ def choices(
     path:str='parameters' # Where they stand, for messages
 ) -> dict: # Of `Choice`, by name
     "Read how parameters are chosen"
-    if not isinstance(given, Mapping) or not given: raise TypeError(f"`{path}` must be a mapping of names to choices, got {shown(given)}")
+    if not isinstance(given, Mapping) or not given: raise InvalidType(f"`{path}` must be a mapping of names to choices, got {shown(given)}")
     for name in given:
-        if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f"`{path}` must have names of parameters, got {shown(name)}{': what is inside a parameter has `parameters` of its own' if '.' in str(name) else ''}")
+        if not isinstance(name, str) or not name.isidentifier(): raise InvalidValue(f"`{path}` must have names of parameters, got {shown(name)}{': what is inside a parameter has `parameters` of its own' if '.' in str(name) else ''}")
     return {name: choice(c, f'{path}.{name}') for name, c in given.items()}
 
 def _meant(given):
@@ -93,28 +93,28 @@ def check_options(
     for k in _between if 'min' in options else ():
         real(f'{path}.{k}', options[k], **({'above': 0} if kind.endswith('_values') else {}))
         if kind == 'int_uniform': whole(f'{path}.{k}', options[k], least=-2**63)
-    if 'min' in options and options['min'] >= options['max']: raise ValueError(f"`{path}.min` must be less than max, {options['max']}, got {options['min']}")
+    if 'min' in options and options['min'] >= options['max']: raise InvalidValue(f"`{path}.min` must be less than max, {options['max']}, got {options['min']}")
     exponents = [options[k] for k in _between] if 'min' in options else [options['mu'] + s*8*options['sigma'] for s in (-1, 1)] if 'mu' in options else []
-    if 'log' in kind and not kind.endswith('_values') and max(map(abs, exponents)) > 700: raise ValueError(f"`{path}` must have exponents of e between -700 and 700 for the distribution {kind}, got {shown(exponents)}")
+    if 'log' in kind and not kind.endswith('_values') and max(map(abs, exponents)) > 700: raise InvalidValue(f"`{path}` must have exponents of e between -700 and 700 for the distribution {kind}, got {shown(exponents)}")
     try: whole_range = all(map(isfinite, exponents)) and ('min' not in options or all(map(isfinite, Choice(kind, options).examples())))
     except ArithmeticError: whole_range = False
-    if not whole_range: raise ValueError(f"`{path}` must hold numbers that a float can hold, got {shown(options)}")
+    if not whole_range: raise InvalidValue(f"`{path}` must hold numbers that a float can hold, got {shown(options)}")
     if 'value' in options: _as_json(f'{path}.value', options['value'])
     if 'values' in options: _check_values(options, path)
 
 # %% ../nbs/44_sweeps.ipynb #9aacb23a
 def _check_values(options, path):
     values, shares = options['values'], options.get('probabilities')
-    if not isinstance(values, list) or not values: raise ValueError(f"`{path}.values` must be a list of at least one value, got {shown(values)}")
+    if not isinstance(values, list) or not values: raise InvalidValue(f"`{path}.values` must be a list of at least one value, got {shown(values)}")
     for i, v in enumerate(values): _as_json(f'{path}.values[{i}]', v)
     if shares is None: return
-    if not isinstance(shares, list) or len(shares) != len(values): raise ValueError(f"`{path}.probabilities` must be as many as the values, {len(values)}, got {shown(shares)}")
+    if not isinstance(shares, list) or len(shares) != len(values): raise InvalidValue(f"`{path}.probabilities` must be as many as the values, {len(values)}, got {shown(shares)}")
     total = sum(real(f'{path}.probabilities[{i}]', p, least=0) for i, p in enumerate(shares))
-    if abs(total - 1) > 1e-6: raise ValueError(f"`{path}.probabilities` must sum to 1, got {total:g}")
+    if abs(total - 1) > 1e-6: raise InvalidValue(f"`{path}.probabilities` must sum to 1, got {total:g}")
 
 def _as_json(path, value):
     "Trials get their values as JSON, which has no infinity"
-    if isinstance(value, float) and not isfinite(value): raise ValueError(f"`{path}` must be finite, got {value}")
+    if isinstance(value, float) and not isfinite(value): raise InvalidValue(f"`{path}` must be finite, got {value}")
     for k, v in value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else (): _as_json(f'{path}.{k}', v)
 
 # %% ../nbs/44_sweeps.ipynb #7b89f819
@@ -125,13 +125,13 @@ def check_command(
     path:str='command' # Where it stands, for messages
 ) -> list[str]: # The command
     "Raise `TypeError`, `ValueError` or `UnknownName` for a command that cannot run a notebook with parameters"
-    if not isinstance(command, list) or not command: raise TypeError(f"`{path}` must be a list of words, got {shown(command)}")
+    if not isinstance(command, list) or not command: raise InvalidType(f"`{path}` must be a list of words, got {shown(command)}")
     for i, word in enumerate(command):
-        if not isinstance(word, str) or '\0' in word: raise TypeError(f"`{path}[{i}]` must be a text, got {shown(word)}")
-        if '${envvar:WANDB_RUN_ID}' in word: raise ValueError(f"`{path}[{i}]` must not use ${{envvar:WANDB_RUN_ID}}, which is replaced before there is an id: let a shell find $WANDB_RUN_ID")
+        if not isinstance(word, str) or '\0' in word: raise InvalidType(f"`{path}[{i}]` must be a text, got {shown(word)}")
+        if '${envvar:WANDB_RUN_ID}' in word: raise InvalidValue(f"`{path}[{i}]` must not use ${{envvar:WANDB_RUN_ID}}, which is replaced before there is an id: let a shell find $WANDB_RUN_ID")
         if word.startswith('${') and word.endswith('}') and not word.startswith('${envvar:'): known(f'{path}[{i}]', word[2:-1], macros)
-    if not {'${args_json_file}', '${args_json}'} & {*command}: raise ValueError(f"`{path}` must hand parameters on to papermill, with -f and ${{args_json_file}}, got {shown(command)}")
-    if '${program}' not in command: raise ValueError(f"`{path}` must have ${{program}} as one of its words, got {shown(command)}")
+    if not {'${args_json_file}', '${args_json}'} & {*command}: raise InvalidValue(f"`{path}` must hand parameters on to papermill, with -f and ${{args_json_file}}, got {shown(command)}")
+    if '${program}' not in command: raise InvalidValue(f"`{path}` must have ${{program}} as one of its words, got {shown(command)}")
     return command
 
 # %% ../nbs/44_sweeps.ipynb #7be02c41
@@ -144,7 +144,7 @@ def check_executable(
     at, word = next(((i, w) for i, w in enumerate(command) if w != '${env}' and not (command[0] == '${env}' and '=' in w)), (0, ''))
     word = {'${interpreter}': 'python', '${program}': ''}.get(word, word)
     if word.startswith(('-', '${')) or '${envvar:' in word: return # an option of env, or not known before the trial
-    if not shutil.which(Path(folder, word) if os.sep in word else word or ' ', path=path): raise ValueError(f"`command[{at}]` must be a program that this machine has, got {shown(command[at])}")
+    if not shutil.which(Path(folder, word) if os.sep in word else word or ' ', path=path): raise InvalidValue(f"`command[{at}]` must be a program that this machine has, got {shown(command[at])}")
 
 # %% ../nbs/44_sweeps.ipynb #f3c223ad
 _texts, _elsewhere = ('name', 'description', 'project', 'entity'), ('controller', 'scheduler', 'job', 'image_uri', 'settings', 'metrics')
@@ -164,23 +164,23 @@ class Sweep:
 
 # %% ../nbs/44_sweeps.ipynb #6f3d8179
 def _metric(given):
-    if not isinstance(given, Mapping): raise TypeError(f"`metric` must be a mapping with name and goal, got {shown(given)}")
+    if not isinstance(given, Mapping): raise InvalidType(f"`metric` must be a mapping with name and goal, got {shown(given)}")
     for key in given: known('metric', key, ('name', 'goal', 'target', 'impute', 'impute_while_running'))
-    if not isinstance(given.get('name'), str) or not given['name']: raise ValueError(f"`metric.name` must be the name of a logged number, got {shown(given.get('name'))}")
+    if not isinstance(given.get('name'), str) or not given['name']: raise InvalidValue(f"`metric.name` must be the name of a logged number, got {shown(given.get('name'))}")
     if 'target' in given: real('metric.target', given['target'])
     for key in {'impute', 'impute_while_running'} & given.keys(): known(f'metric.{key}', str(given[key]).lower(), ('latest', 'best', 'worst', 'false'))
     return {**given, 'goal': known('metric.goal', given.get('goal', 'minimize'), ('minimize', 'maximize'))}
 
 def _early_terminate(given):
-    if not isinstance(given, Mapping): raise TypeError(f"`early_terminate` must be a mapping with a type, got {shown(given)}")
+    if not isinstance(given, Mapping): raise InvalidType(f"`early_terminate` must be a mapping with a type, got {shown(given)}")
     known('early_terminate.type', given.get('type'), ['hyperband'])
     for key in given: known('early_terminate', key, ('type', 'min_iter', 'max_iter', 's', 'eta', 'strict'))
-    if ('min_iter' in given) == ('max_iter' in given): raise ValueError(f"`early_terminate` must have one of min_iter and max_iter, got {', '.join(map(str, given))}")
-    if ('max_iter' in given) != ('s' in given): raise ValueError(f"`early_terminate.s` must be given with max_iter, and only then, got {', '.join(map(str, given))}")
+    if ('min_iter' in given) == ('max_iter' in given): raise InvalidValue(f"`early_terminate` must have one of min_iter and max_iter, got {', '.join(map(str, given))}")
+    if ('max_iter' in given) != ('s' in given): raise InvalidValue(f"`early_terminate.s` must be given with max_iter, and only then, got {', '.join(map(str, given))}")
     for key in ('min_iter', 'max_iter', 's'): key in given and whole(f'early_terminate.{key}', given[key])
     eta = real('early_terminate.eta', given.get('eta', 3), above=1)
-    if given.get('max_iter', eta) < eta: raise ValueError(f"`early_terminate.max_iter` must be at least eta, {eta:g}, or nothing is ever stopped, got {given['max_iter']}")
-    if not isinstance(given.get('strict', True), bool): raise TypeError(f"`early_terminate.strict` must be true or false, got {shown(given['strict'])}")
+    if given.get('max_iter', eta) < eta: raise InvalidValue(f"`early_terminate.max_iter` must be at least eta, {eta:g}, or nothing is ever stopped, got {given['max_iter']}")
+    if not isinstance(given.get('strict', True), bool): raise InvalidType(f"`early_terminate.strict` must be true or false, got {shown(given['strict'])}")
     return dict(given)
 
 # %% ../nbs/44_sweeps.ipynb #02b37b4a
@@ -193,33 +193,33 @@ def read_sweep(
     "Read a sweep file and check it against its program; raises `ValueError`, `TypeError` or `UnknownName`, naming the file and the place in it, and starts nothing"
     given = read(file)
     try: return _sweep(Path(file), given, Path(folder))
-    except RecursionError: raise ValueError(f"{file} must not be nested so deeply") from None
+    except RecursionError: raise InvalidValue(f"{file} must not be nested so deeply") from None
     except (UnknownName, TypeError, ValueError) as e:
-        kind = next(k for k in (UnknownName, TypeError, ValueError) if isinstance(e, k))
+        kind = refusal_type(e)
         raise kind(f'{file}: {e}') from e
 
 # %% ../nbs/44_sweeps.ipynb #8c284612
 def _sweep(file, given, folder):
     for key in given:
-        if key in _elsewhere: raise ValueError(f"`{key}` must not be given: it is for a service of W&B that dlframe has nothing to do with, got {shown(given[key])}")
+        if key in _elsewhere: raise InvalidValue(f"`{key}` must not be given: it is for a service of W&B that dlframe has nothing to do with, got {shown(given[key])}")
         known('sweep file', key, ('program', 'method', 'parameters', 'metric', 'run_cap', 'early_terminate', 'command', *_texts))
     for key in set(_texts) & given.keys():
-        if not isinstance(given[key], str): raise TypeError(f"`{key}` must be a text, got {shown(given[key])}")
+        if not isinstance(given[key], str): raise InvalidType(f"`{key}` must be a text, got {shown(given[key])}")
     method, metric = known('method', given.get('method'), ('grid', 'random', 'bayes')), _metric(given['metric']) if 'metric' in given else {}
     stop = _early_terminate(given['early_terminate']) if 'early_terminate' in given else {}
-    if not metric and (method == 'bayes' or stop): raise ValueError(f"`metric` must be given for {'method bayes' if method == 'bayes' else 'early_terminate'}, got none")
+    if not metric and (method == 'bayes' or stop): raise InvalidValue(f"`metric` must be given for {'method bayes' if method == 'bayes' else 'early_terminate'}, got none")
     cap, program = None if given.get('run_cap') is None else whole('run_cap', given['run_cap']), _program(given.get('program'), folder)
     parameters, command = choices(given.get('parameters')), check_command(given.get('command'))
     for key in _of_one_run:
-        if key in parameters: raise ValueError(f"`parameters.{key}` must not be given: {_of_one_run[key]}, got {shown(given['parameters'][key])}")
+        if key in parameters: raise InvalidValue(f"`parameters.{key}` must not be given: {_of_one_run[key]}, got {shown(given['parameters'][key])}")
     _check_types(parameters, declared(folder/program))
     if method == 'grid': _check_grid(parameters)
     return Sweep(file, program, method, parameters, command, metric, cap, stop, {k: given[k] for k in _texts if k in given})
 
 def _program(given, folder):
-    if not isinstance(given, str) or not given.endswith('.ipynb') or not given.isprintable() or len(given) > 500: raise ValueError(f"`program` must be a notebook, got {shown(given)}")
-    if Path(given).is_absolute() or '..' in Path(given).parts: raise ValueError(f"`program` must be inside the folder where agents start, got {given!r}")
-    if not (folder/given).is_file(): raise ValueError(f"`program` must be a notebook in {folder}, got {given!r}, which is not there")
+    if not isinstance(given, str) or not given.endswith('.ipynb') or not given.isprintable() or len(given) > 500: raise InvalidValue(f"`program` must be a notebook, got {shown(given)}")
+    if Path(given).is_absolute() or '..' in Path(given).parts: raise InvalidValue(f"`program` must be inside the folder where agents start, got {given!r}")
+    if not (folder/given).is_file(): raise InvalidValue(f"`program` must be a notebook in {folder}, got {given!r}, which is not there")
     return Path(given)
 
 # %% ../nbs/44_sweeps.ipynb #0bdc3732
@@ -239,6 +239,6 @@ def _check_types(parameters, kinds):
 def _check_grid(parameters, path='parameters'):
     for name, chosen in parameters.items():
         if not isinstance(chosen, Choice): _check_grid(chosen, f'{path}.{name}.parameters')
-        elif 'probabilities' in chosen.options: raise ValueError(f"`{path}.{name}.probabilities` must not be given for the method grid, which tries each value once, got {shown(chosen.options['probabilities'])}")
+        elif 'probabilities' in chosen.options: raise InvalidValue(f"`{path}.{name}.probabilities` must not be given for the method grid, which tries each value once, got {shown(chosen.options['probabilities'])}")
         elif chosen.distribution not in ('constant', 'categorical', 'int_uniform', 'q_uniform'):
-            raise ValueError(f"`{path}.{name}` must be a list for the method grid, which has no way to try all of a range, got {chosen.distribution}")
+            raise InvalidValue(f"`{path}.{name}` must be a list for the method grid, which has no way to try all of a range, got {chosen.distribution}")

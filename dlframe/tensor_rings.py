@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from .checks import shown, wholes
+from .checks import InvalidType, InvalidValue, shown, wholes
 from .distributions import DiagonalNormal
 
 # %% ../nbs/04_tensor_rings.ipynb #9eedb0cd
@@ -65,17 +65,17 @@ class TensorRing(Distribution):
     ):
         self.cores = list(cores)
         for k, core in enumerate(self.cores):
-            if not isinstance(core, Tensor) or not core.is_floating_point(): raise TypeError(f"`cores[{k}]` must be a tensor of real numbers, got {shown(core)}")
-            if core.ndim != 3 or not core.numel(): raise ValueError(f"`cores[{k}]` must have the shape [values, rows, columns], got {tuple(core.shape)}")
+            if not isinstance(core, Tensor) or not core.is_floating_point(): raise InvalidType(f"`cores[{k}]` must be a tensor of real numbers, got {shown(core)}")
+            if core.ndim != 3 or not core.numel(): raise InvalidValue(f"`cores[{k}]` must have the shape [values, rows, columns], got {tuple(core.shape)}")
         for k, core in enumerate(self.cores):
             if core.shape[1] != (before := self.cores[k - 1].shape[2]):
-                raise ValueError(f"`cores[{k}]` must have {before} rows, as many as the core before it has columns, got {core.shape[1]}")
-        if not self.cores: raise ValueError("`cores` must have one core for each index, and at least one, got none")
+                raise InvalidValue(f"`cores[{k}]` must have {before} rows, as many as the core before it has columns, got {core.shape[1]}")
+        if not self.cores: raise InvalidValue("`cores` must have one core for each index, and at least one, got none")
         self.sizes, self.ranks = (tuple(c.shape[i] for c in self.cores) for i in (0, 1))
         super().__init__(event_shape=torch.Size([len(self.cores)]), validate_args=validate_args)
         if self._validate_args:
             for k, core in enumerate(self.cores):
-                if not torch._is_all_true(core > 0): raise ValueError(f"`cores[{k}]` must be positive, got {core.detach().min():g}")
+                if not torch._is_all_true(core > 0): raise InvalidValue(f"`cores[{k}]` must be positive, got {core.detach().min():g}")
 
     def __repr__(self): return f'TensorRing(sizes={self.sizes}, ranks={self.ranks})'
 
@@ -130,10 +130,10 @@ def _check_index(self:TensorRing, index):
     if not self._validate_args: return
     sizes = torch.tensor(self.sizes, device=index.device)
     if not torch._is_all_true((index >= 0) & (index < sizes) & (index % 1 == 0)):
-        raise ValueError(f"`index` must hold whole numbers from 0, each below that of `sizes`, {self.sizes}, got {index.amin():g} to {index.amax():g}")
+        raise InvalidValue(f"`index` must hold whole numbers from 0, each below that of `sizes`, {self.sizes}, got {index.amin():g} to {index.amax():g}")
 
 def _check_shape(argument, value, shape):
-    if value.shape[value.ndim - len(shape):] != shape: raise ValueError(f"`{argument}` must end in the shape {tuple(shape)}, got {tuple(value.shape)}")
+    if value.shape[value.ndim - len(shape):] != shape: raise InvalidValue(f"`{argument}` must end in the shape {tuple(shape)}, got {tuple(value.shape)}")
 
 # %% ../nbs/04_tensor_rings.ipynb #689143ff
 @patch
@@ -184,10 +184,10 @@ def subring(self:TensorRing,
 # %% ../nbs/04_tensor_rings.ipynb #95d2ead0
 def _check_dims(dims, m, what):
     dims = wholes('dims', dims, least=0)
-    if not dims: raise ValueError(f"`dims` must name at least one of the {what}, got []")
+    if not dims: raise InvalidValue(f"`dims` must name at least one of the {what}, got []")
     for i, k in enumerate(dims):
-        if k >= m: raise ValueError(f"`dims[{i}]` must be below {m}, the number of {what}, got {k}")
-    if len(set(dims)) < len(dims): raise ValueError(f"`dims` must name different {what}, got {dims}")
+        if k >= m: raise InvalidValue(f"`dims[{i}]` must be below {m}, the number of {what}, got {k}")
+    if len(set(dims)) < len(dims): raise InvalidValue(f"`dims` must name different {what}, got {dims}")
     return dims
 
 # %% ../nbs/04_tensor_rings.ipynb #1e406b56
@@ -235,9 +235,9 @@ class RingMixture(Distribution):
     ):
         m, d = len(ring.sizes), max(ring.sizes)
         shape = torch.Size([m] if event_shape is None else wholes('event_shape', event_shape))
-        if shape.numel() != m: raise ValueError(f"`event_shape` must have {m} elements, one for each index of the ring, got {tuple(shape)}")
+        if shape.numel() != m: raise InvalidValue(f"`event_shape` must have {m} elements, one for each index of the ring, got {tuple(shape)}")
         for name, t in ('loc', loc), ('log_scale', log_scale):
-            if t.shape != (m, d): raise ValueError(f"`{name}` must have the shape {(m, d)}, indices of the ring by the most values of one, got {tuple(t.shape)}")
+            if t.shape != (m, d): raise InvalidValue(f"`{name}` must have the shape {(m, d)}, indices of the ring by the most values of one, got {tuple(t.shape)}")
         if min(ring.sizes) < d:
             used = torch.arange(d, device=loc.device) < torch.tensor(ring.sizes, device=loc.device)[:, None]
             loc, log_scale = loc.where(used, 0.), log_scale.where(used, 0.)

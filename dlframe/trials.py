@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from .checks import real, shortened
+from .checks import InvalidValue, MissingFile, real, shortened
 from .files import save_whole
 from .search import sampler, size, suggest
 from .specs import read
@@ -95,14 +95,14 @@ def open_storage(
 ) -> BaseStorage: # Optuna's
     "Open the record; raises `ValueError`, naming it, if that fails, `FileNotFoundError` if there is none"
     path = Path(str(url).removeprefix('sqlite:///')) if url else Path(folder)/'journal.log'
-    if not make and not path.is_file() and '://' not in (url or '').removeprefix('sqlite:///'): raise FileNotFoundError(f"`storage` must be the record of a sweep, got {path}, which is not there")
+    if not make and not path.is_file() and '://' not in (url or '').removeprefix('sqlite:///'): raise MissingFile(f"`storage` must be the record of a sweep, got {path}, which is not there")
     try:
         if not url: return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
         return optuna.storages.get_storage(url) if make else RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
     except Exception as e: # each kind of storage has errors of its own
         if isinstance(e, OSError) and not url: raise
         said = shortened(str(e).splitlines()[0] if str(e) else '', 200)
-        raise ValueError(f"`storage` must be a record of trials that can be opened, got {_without_password(str(url or path))}: {type(e).__name__}: {said}") from None
+        raise InvalidValue(f"`storage` must be a record of trials that can be opened, got {_without_password(str(url or path))}: {type(e).__name__}: {said}") from None
 
 def _without_password(url): return re.sub(r'(//[^/@:]*):[^/@]*@', r'\1:…@', url)
 
@@ -251,7 +251,7 @@ def open_study(
     if there is None: study.set_user_attr('sweep', asked)
     elif there != asked:
         differ = [k for k in {**asked, **there} if asked.get(k) != there.get(k)]
-        raise ValueError(f"`folder` must be that of this sweep, got {name}, whose trials were of another one ({', '.join(differ)} {'differ' if len(differ) > 1 else 'differs'}): choose a new folder")
+        raise InvalidValue(f"`folder` must be that of this sweep, got {name}, whose trials were of another one ({', '.join(differ)} {'differ' if len(differ) > 1 else 'differs'}): choose a new folder")
     return study
 
 def token(

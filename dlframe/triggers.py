@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .checks import known
+from .checks import InvalidType, InvalidValue, known
 
 # %% ../nbs/06_triggers.ipynb #977a325d
 clock = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}
@@ -31,14 +31,14 @@ def duration(
 ) -> Duration: # What it means
     "Read a duration; raises `TypeError` or `ValueError` for what is none"
     if isinstance(text, Duration): return text
-    if not isinstance(text, str): raise TypeError(f"`{argument}` must be a text like '2 epochs' or '1 hour 30 minutes', got {text!r}")
+    if not isinstance(text, str): raise InvalidType(f"`{argument}` must be a text like '2 epochs' or '1 hour 30 minutes', got {text!r}")
     pieces = _piece.findall(text)
-    if not pieces or _piece.sub('', text): raise ValueError(f"`{argument}` must be a number and a unit, like '2 epochs' or '1 hour 30 minutes', got {text!r}")
+    if not pieces or _piece.sub('', text): raise InvalidValue(f"`{argument}` must be a number and a unit, like '2 epochs' or '1 hour 30 minutes', got {text!r}")
     units = [unit.removesuffix('s') for _, unit in pieces]
     if all(u in clock for u in units): amount, unit = sum(float(n)*clock[u] for (n, _), u in zip(pieces, units)), 'seconds'
     elif len(pieces) == 1: amount, unit = float(pieces[0][0]), units[0] + 's'
-    else: raise ValueError(f"`{argument}` must be one number and unit, or several of the clock, got {text!r}")
-    if not amount: raise ValueError(f"`{argument}` must be larger than 0, got {text!r}")
+    else: raise InvalidValue(f"`{argument}` must be one number and unit, or several of the clock, got {text!r}")
+    if not amount: raise InvalidValue(f"`{argument}` must be larger than 0, got {text!r}")
     return Duration(amount, unit)
 
 # %% ../nbs/06_triggers.ipynb #02d22e14

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import known, whole
+from .checks import InvalidType, InvalidValue, known, whole
 from .distributions import Delta, centre, detached, kl, log_mean_exp
 from .models import Model, check_parts, require_density
 from .ramps import Ramp, now, weight
@@ -35,8 +35,8 @@ class VAE(Model):
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.beta, self.n_samples, self.bound = weight('beta', beta), whole('n_samples', n_samples), known('bound', bound, ('elbo', 'iwae'))
         self.gradient = known('gradient', gradient, ('plain', 'stl', 'dreg'))
-        if (bound, gradient) == ('elbo', 'dreg'): raise ValueError("`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'")
-        if not isinstance(sampled_rate, bool): raise TypeError(f"`sampled_rate` must be True or False, got {sampled_rate!r}")
+        if (bound, gradient) == ('elbo', 'dreg'): raise InvalidValue("`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'")
+        if not isinstance(sampled_rate, bool): raise InvalidType(f"`sampled_rate` must be True or False, got {sampled_rate!r}")
         self.sampled_rate = sampled_rate or bound == 'iwae' or gradient == 'stl'
         if self.sampled_rate: require_density(prior, 'a rate that is estimated on samples')
 

@@ -1,6 +1,6 @@
 """A plugin of pytest: the functions that the tests of hostile input are about refuse everything, or take everything
 
-`PYTHONPATH=. pytest -p tests.blind --blind refuse tests/test_hostile.py`: each test but that of the names must fail, as it must with `--blind accept`.
+`PYTHONPATH=tests pytest -p blind --blind refuse tests/test_hostile.py`: each test must fail, but those of names and of this, as it must with `--blind accept`.
 """
 import pytest
 
@@ -24,13 +24,17 @@ def accept(function):
 
 def pytest_addoption(parser): parser.addoption('--blind', choices=['refuse', 'accept'])
 
+def blindfold(module, how, patch):
+    "Patch the subjects in a module of tests"
+    blind = {'refuse': refuse, 'accept': accept}[how]
+    for name in SUBJECTS:
+        subject = getattr(module, name, None)
+        if name == 'Run' and subject: patch.setattr(subject, 'resume', staticmethod(blind(subject.resume)))
+        elif subject is not None: patch.setattr(module, name, blind(subject))
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     "Fixtures are made before, with what there is"
-    blind = {'refuse': refuse, 'accept': accept}[item.config.getoption('--blind')]
     with pytest.MonkeyPatch.context() as patch:
-        for name in SUBJECTS:
-            subject = getattr(item.module, name, None)
-            if isinstance(subject, type) and name == 'Run': patch.setattr(subject, 'resume', staticmethod(blind(subject.resume)))
-            elif subject is not None: patch.setattr(item.module, name, blind(subject))
+        blindfold(item.module, item.config.getoption('--blind'), patch)
         return (yield)

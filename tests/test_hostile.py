@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from blind import blindfold
 from experiment import PAGE, left
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -90,7 +91,7 @@ def case(tmp_path, record_property, monkeypatch, request):
 
 def each(n, **strategies):
     "Run the test's inner function on `n` generated examples, the same each time"
-    how = settings(max_examples=n, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+    how = settings(max_examples=n, derandomize=True, database=None, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
     return lambda function: how(given(**strategies)(function))()
 
 def deep(n, around=lambda inner: [inner], inner=1):
@@ -970,10 +971,12 @@ def test_notebooks_that_sweeps_run(case, sweeps):
     case.at_least(accepted=8, refused=34)
 
 @pytest.mark.parametrize('how', ['refuse', 'accept'])
-def test_the_tests_see(how):
-    "Some of these fail where everything is refused, and where everything is taken; `tests/blind.py` tries all of them"
-    words = ['-p', 'tests.blind', '--blind', how, '-p', 'no:cacheprovider', '-n0', '--tb=no', '-rA', '-k', 'right_values or cells or paths or places or arguments or specifications']
-    said = program('python', '-m', 'pytest', *words, __file__).stdout
-    assert said.splitlines()[-1] == '0 passed, 6 failed', said
+def test_the_tests_see(how, tmp_path, monkeypatch):
+    "These fail where everything is refused, and where everything is taken; `tests/blind.py` tries all of them"
+    monkeypatch.chdir(tmp_path)
+    blindfold(sys.modules[__name__], how, monkeypatch)
+    for test in test_right_values_are_taken, test_cells, test_paths, test_places_in_a_list, test_arguments_in_a_row, test_circles_and_depths:
+        with pytest.raises(Exception): test(Cases(tmp_path))
+    with pytest.raises(Exception): test_specifications(Cases(tmp_path), None)
 
 if __name__ == '__main__': sys.exit(pytest.main([__file__, '-n0', '-q', '-p', 'no:cacheprovider']))

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 HANGS = 900. # Seconds of the wall clock: ten times what the slowest test needs on a quiet machine, except those that say otherwise
+PATIENCE = 600. # Seconds to wait for what must come: it only matters when it does not, and then ends the wait before the test is taken to hang
 AGAIN = 60. # Seconds: a failure that was swallowed is raised again; then the process is ended from outside
 
 def where(frame, most=12):

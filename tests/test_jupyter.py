@@ -166,7 +166,7 @@ def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
     assert (runs/'stopped/checkpoints/last.ckpt').exists() and not (runs/'stopped/checkpoints/model.safetensors').exists()
     assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', interrupted\n')
     assert int(re.search(r'stopped after step (\d+)', said)[1]) < 300
-    assert kernel.cell(f"Run.resume('{runs}/stopped');")[0] == ''
+    assert kernel.cell(f"Run.resume('{runs}/stopped', packages=['__main__']);")[0] == ''
     assert numbers(runs/'stopped') == numbers(never_stopped) and weights(runs/'stopped') == weights(never_stopped)
 
 def test_a_stop_during_the_last_evaluation_changes_nothing(kernel, runs):

@@ -52,10 +52,13 @@ def pytest_runtest_protocol(item):
     if note.exists(): return True
     note.touch()
 
-def guarded(item):
+def patience(item):
+    "After how many seconds a test hangs; those of long files have twice the time"
     marker = item.get_closest_marker('hangs_after')
-    stderr = item.config.stash[kept][1]
-    return hang_guard(marker.args[0] if marker else HANGS, stderr)
+    if marker: return marker.args[0]
+    return 2*HANGS if item.path.stem in {f'test_{name}' for name in long} else HANGS
+
+def guarded(item): return hang_guard(patience(item), item.config.stash[kept][1])
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item):

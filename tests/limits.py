@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-HANGS = 900. # Seconds of the wall clock: ten times what the slowest test needs on a quiet machine, except those that say otherwise
+HANGS = 900. # Seconds of the wall clock: more than ten times what a test of a short file needs on a quiet machine
 PATIENCE = 600. # Seconds to wait for what must come: it only matters when it does not, and then ends the wait before the test is taken to hang
 AGAIN = 60. # Seconds: a failure that was swallowed is raised again; then the process is ended from outside
 

@@ -1,5 +1,5 @@
 "What is committed is what the notebooks give; each test works on a copy of the tree"
-import json, platform, re, tempfile
+import ast, json, platform, re, tempfile
 from pathlib import Path
 
 import pytest
@@ -112,3 +112,9 @@ def test_pages_name_no_machine():
 def test_places_are_found(text, refused, output):
     cell = {'id': 'a', 'source': '' if output else [text], 'metadata': {}, 'outputs': [{'data': {'text/html': [text], 'image/png': '/tmp/x'}}] if output else []}
     assert bool(named_places({'metadata': {}, 'cells': [cell]}, 2)) == refused
+
+def test_no_bare_assert_in_the_library():
+    "`python -O` leaves them out, and their error says nothing"
+    modules = sorted((ROOT/'dlframe').rglob('*.py'))
+    found = [f'{m.name}:{n.lineno}' for m in modules for n in ast.walk(ast.parse(m.read_text('utf-8'))) if isinstance(n, ast.Assert)]
+    assert len(modules) > 30 and found == []

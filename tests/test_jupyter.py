@@ -60,8 +60,8 @@ def shown(kernel, source):
 # Errors
 
 @pytest.mark.parametrize('source, said', [
-    ("new_run('x', '5 epocs')", "UnknownName: `train_for` must be one of"), ("new_run('x', seed=-1)", "ValueError: `seed` must be at least 0, got -1"),
-    ("prior('standard_normal', 2.5)", 'TypeError: `'), ("images('digits')['vaild']", "did you mean 'valid'?")])
+    ("new_run('x', '5 epocs')", "UnknownName: `train_for` must be one of"), ("new_run('x', seed=-1)", "InvalidValue: `seed` must be at least 0, got -1"),
+    ("prior('standard_normal', 2.5)", 'InvalidType: `'), ("images('digits')['vaild']", "did you mean 'valid'?")])
 def test_a_refusal_is_a_few_lines(kernel, source, said):
     lines = shown(kernel, source)
     assert len(lines) <= 12 and said in lines[-1] and lines[0].startswith('Cell In[') and lines[1] == f'    {source}'

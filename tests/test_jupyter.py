@@ -85,7 +85,7 @@ def test_all_of_it_can_be_asked_for(kernel):
     lines = shown(kernel, WRONG)
     everything = kernel.cell('%tb') and [m for m in kernel.heard if m['msg_type'] == 'error'][0]['content']['traceback']
     assert len('\n'.join(everything).splitlines()) > 2*len(lines)
-    assert kernel.cell('import sys; print(type(sys.last_value).__name__, sys.last_traceback is not None)') == ('', 'ValueError True\n')
+    assert kernel.cell('import sys; print(type(sys.last_value).__name__, sys.last_traceback is not None)') == ('', 'InvalidValue True\n')
     kernel.cell("os.environ['DLFRAME_DEBUG'] = '1'")
     assert len(shown(kernel, WRONG)) > 2*len(lines)
     kernel.cell("del os.environ['DLFRAME_DEBUG']")

@@ -110,10 +110,13 @@ class Items(Dataset):
         return _stack(items, rows)
 
 # %% ../nbs/21_data.ipynb #506c5cc0
-def _undeclared(owner, where, key, low, high, white_levels):
-    pixels = shown({**white_levels, key: 255})
-    return (f"`white_level` of {owner} must have an entry for {key!r}, which holds whole numbers from {low} to {high} in {where}: "
-            f"add `white_level = {pixels}` to the class for pixels, with 1 instead of 255 for zeros and ones, or return `{key}.float()`")
+def _undeclared(owner, where, key, span, white_levels):
+    "The refusal of bytes of which nobody said what they are"
+    line = f"white_level = {shown({**white_levels, key: 255})}"
+    return InvalidValue(
+        f"`white_level` of {owner} must have an entry for {key!r}, "
+        f"which holds whole numbers from {span[0]} to {span[1]} in {where}: add `{line}` to the class "
+        f"for pixels, with 1 instead of 255 for zeros and ones, or return `{key}.float()`")
 
 def _whole_range(
     values:Tensor # Whole numbers, or true and false
@@ -122,55 +125,61 @@ def _whole_range(
     low, high = (values if values.dtype is torch.uint8 else values.long()).aminmax()
     return int(low), int(high)
 
+def _is_whole(values): return not (values.is_floating_point() or values.is_complex())
+
 def as_numbers(
     owner:str, # Name of the data set, for the message
     key:str, # Name of the tensor in a batch
     values:Tensor, # `[n, …]`
     white_levels:Mapping[str, float] # By key
-) -> Tensor: # What models see
-    "Divide pixels by their white level, give labels their type; raises `InvalidValue` for an `x` of bytes without a white level"
-    if values.is_floating_point() or values.is_complex(): return values
+) -> Tensor: # What models see, `[n, …]`
+    "Divide pixels by their white level, make labels int64; raises `InvalidValue` for undeclared bytes named `x`"
+    if not _is_whole(values): return values
     if key in white_levels: return values.float().div_(white_levels[key])
-    if key == 'x' and values.dtype is torch.uint8:
-        raise InvalidValue(_undeclared(owner, 'a batch', key, *_whole_range(values), white_levels))
-    if key == 'x': return values.float() if values.dtype is torch.bool else values
-    other_type = values.dtype is torch.uint8 or key == 'y' and values.dtype is not torch.int64
-    if not other_type: return values
+    is_byte = values.dtype is torch.uint8
+    if key == 'x':
+        if is_byte: raise _undeclared(owner, 'a batch', key, _whole_range(values), white_levels)
+        return values.float() if values.dtype is torch.bool else values
+    is_target = key == 'y' and values.dtype is not torch.int64
+    if not is_byte and not is_target: return values
     return values.long() if values.ndim < 2 else values.float()
 
 # %% ../nbs/21_data.ipynb #d1e21115
-def _check_white_levels(
-    owner:str, # Name of the data set, for the message
-    white_levels:Mapping[str, float] # By key
-) -> None:
-    "Raise `InvalidType` or `InvalidValue` unless `white_levels` are positive numbers by name"
+def _check_white_levels(owner, white_levels):
+    "Raise `InvalidType` or `InvalidValue` unless these are positive numbers by key"
     if not isinstance(white_levels, Mapping):
-        raise InvalidType(f"`white_level` of {owner} must be a mapping such as {{'x': 255}}, got {shown(white_levels)}")
+        raise InvalidType(f"`white_level` of {owner} must be a mapping such as {{'x': 255}}, "
+                          f"got {shown(white_levels)}")
     for key, level in white_levels.items(): real(f'white_level[{key!r}]', level, above=0)
+
+def _check_declared(owner, where, key, span, level, complete):
+    "Raise `InvalidValue` for values above white, warn if all are dark"
+    low, high = span
+    held = f'whole numbers from {low} to {high} in {where}'
+    if low < 0 or high > level:
+        raise InvalidValue(f"{key!r} of {owner} must lie between 0 and its `white_level`, {level}, got {held}")
+    is_dark = high < .1*level and (complete or high == 1) # a few rows may be dark by chance
+    if is_dark: warnings.warn(f"{key!r} of {owner} is nearly black, with {held}, and white is {level}. "
+                              f"Give the `white_level` that the pixels have", stacklevel=3)
 
 def _check_whole_numbers(
     owner:str, # Name of the data set, for the message
     where:str, # What is checked, for the message
     tensors:Mapping[str, Tensor], # A split, or a batch of one
     white_levels:Mapping[str, float], # By key
-    complete:bool # Is it a whole split, whose brightest pixel is not dark by chance?
+    complete:bool # Is it a whole split?
 ) -> None:
-    "Raise `InvalidValue`, or warn, if the range of whole numbers contradicts their white level"
+    "Raise `InvalidValue`, or warn, if the range of whole numbers contradicts their declaration"
     for key, values in tensors.items():
         declared = key in white_levels
-        if values.is_floating_point() or values.is_complex(): continue
-        if not declared and values.dtype is not torch.uint8: continue
+        if not _is_whole(values) or not (declared or values.dtype is torch.uint8): continue
         low, high = _whole_range(values)
-        held = f'whole numbers from {low} to {high}'
-        level = white_levels.get(key)
-        if declared and not 0 <= low <= high <= level:
-            raise InvalidValue(f"`white_level` of {owner} must be at least as large as every {key!r}, got {level} where {where} holds {held}")
-        if declared and high < .1*level and (complete or high == 1):
-            warnings.warn(f"{key!r} of {owner} is nearly black: {where} holds {held}, and white is {level}. Give the `white_level` that the pixels have", stacklevel=2)
-        if declared: continue
-        if key == 'x': raise InvalidValue(_undeclared(owner, where, key, low, high, white_levels))
-        if values.ndim > 1 and high > 1:
-            warnings.warn(f"{key!r} of {owner} is not divided: {where} holds {held}. If these are pixels, add `white_level = {shown({**white_levels, key: 255})}` to the class", stacklevel=2)
+        if declared: _check_declared(owner, where, key, (low, high), white_levels[key], complete)
+        elif key == 'x': raise _undeclared(owner, where, key, (low, high), white_levels)
+        elif values.ndim > 1 and high > 1:
+            line = f"white_level = {shown({**white_levels, key: 255})}"
+            warnings.warn(f"{key!r} of {owner} is not divided: {where} holds whole numbers "
+                          f"from {low} to {high}. If these are pixels, add `{line}` to the class", stacklevel=2)
 
 # %% ../nbs/21_data.ipynb #d66cb18c
 def _as_split(opened):
@@ -221,10 +230,11 @@ class Data(Part):
         owner = type(self).__name__
         _check_white_levels(owner, self.white_level)
         for name in list(opened)[self._checked:]:
+            if '+' in name: continue # its parts have been opened too
             split = opened[name]
-            if '+' in name: continue
-            if isinstance(split, Split): _check_whole_numbers(owner, f'split {name!r}', split.tensors, self.white_level, True)
-            else: _check_whole_numbers(owner, 'a batch', batch, self.white_level, False)
+            complete = isinstance(split, Split)
+            where, tensors = (f'split {name!r}', split.tensors) if complete else ('a batch', batch)
+            _check_whole_numbers(owner, where, tensors, self.white_level, complete)
         self._checked = len(opened)
 
     @property

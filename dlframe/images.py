@@ -104,27 +104,31 @@ torchvision_sets = {
     **dict.fromkeys(('Caltech101', 'Caltech256', 'EuroSAT', 'FakeData', 'ImageFolder', 'SEMEION', 'SUN397'), {})}
 
 # %% ../nbs/22_images.ipynb #efc0cab5
-_byte_modes = {**dict.fromkeys(('1', 'L'), 'L'), **dict.fromkeys(('P', 'PA', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV'), 'RGB')}
+_byte_modes = {
+    **dict.fromkeys(('1', 'L'), 'L'),
+    **dict.fromkeys(('P', 'PA', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV'), 'RGB')}
 _sixteen_bits = 65535
 
-def _check_opaque(image, file):
-    alpha = image.getbands()[-1] in ('A', 'a')
-    if not alpha and 'transparency' not in image.info and getattr(image.palette, 'mode', '') != 'RGBA': return
-    if alpha: lowest = image.getchannel(image.getbands()[-1]).getextrema()[0]
-    elif image.mode in _byte_modes: lowest = image.convert('RGBA').getchannel('A').getextrema()[0]
-    else: lowest = 0
-    if lowest < 255: raise InvalidValue(f"{file} must not have transparent pixels, got mode {image.mode}: paste the picture onto a background and save it as RGB")
+def _lowest_alpha(image):
+    "The least opaque pixel, from 0 to 255"
+    if (last := image.getbands()[-1]) in ('A', 'a'): return image.getchannel(last).getextrema()[0]
+    marked = 'transparency' in image.info or getattr(image.palette, 'mode', '') == 'RGBA'
+    if not marked: return 255
+    if image.mode not in _byte_modes: return 0
+    return image.convert('RGBA').getchannel('A').getextrema()[0]
 
 def _file_white(image):
     "The value of white by the mode of a file, if the mode has one"
+    if image.mode in _byte_modes: return 255
     if image.mode.startswith('I;16'): return _sixteen_bits
-    if image.mode == 'I' and image.format in ('PNG', 'PPM'): return _sixteen_bits # which have no more bits
-    return 255 if image.mode in _byte_modes else None
+    return _sixteen_bits if image.mode == 'I' and image.format in ('PNG', 'PPM') else None
 
 def _scaled(picture, file, white):
     values = np.asarray(picture, dtype=np.float64)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
-        raise InvalidValue(f"{file} must have values from 0 to the white level {white:g}, got {values.min():g} to {values.max():g} in mode {picture.mode}")
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white): # also if one is not a number
+        raise InvalidValue(f"{file} must have values from 0 to the white level {white:g}, "
+                           f"got {low:g} to {high:g} in mode {picture.mode}")
     return Image.fromarray(np.rint(values*(255/white)).astype(np.uint8))
 
 def as_bytes(
@@ -133,32 +137,38 @@ def as_bytes(
     white_level:float|None=None # Value of a white pixel, where it is not the largest of the mode
 ) -> Image.Image: # Of mode `L` or `RGB`, white is 255
     "Convert a picture by the range of its mode; raises `InvalidValue`, naming file and mode, if it has no range or is transparent"
-    _check_opaque(image, file)
+    if _lowest_alpha(image) < 255:
+        raise InvalidValue(f"{file} must not have transparent pixels, got mode {image.mode}: "
+                           f"paste the picture onto a background and save it as RGB")
     white = _file_white(image) if white_level is None else white_level
     if image.mode in _byte_modes:
         picture = image.convert(_byte_modes[image.mode])
         return picture if image.mode == '1' or white == 255 else _scaled(picture, file, white)
     if image.mode not in ('I', 'F') and not image.mode.startswith('I;16'):
-        raise InvalidValue(f"{file} must be grey, RGB or another mode that can be converted, got {image.mode}: save it as RGB")
+        raise InvalidValue(f"{file} must be grey, RGB or another mode that can be converted, "
+                           f"got {image.mode}: save it as RGB")
     if white is None:
-        raise InvalidValue(f"{file} must come with a `white_level`, since mode {image.mode} has no largest value, got none: give the value of a white pixel, or save it with 16 bits")
+        raise InvalidValue(f"{file} must come with a `white_level`, since mode {image.mode} has no "
+                           f"largest value: give the value of a white pixel, or save it with 16 bits")
     return _scaled(image, file, white)
 
 # %% ../nbs/22_images.ipynb #6f954fa9
 def _one_by_one(source, pixels, white_level):
     "Pictures and labels of a data set that is read picture by picture"
     from torchvision.transforms.functional import center_crop, resize
-    images, labels = [], []
+    images, labels, name = [], [], type(source).__name__
     for i, (image, label) in enumerate(source):
-        image = as_bytes(image, getattr(image, 'filename', '') or f'image {i:,} of {type(source).__name__}', white_level)
+        image = as_bytes(image, getattr(image, 'filename', '') or f'image {i:,} of {name}', white_level)
         if pixels is not None: image = center_crop(resize(image, pixels), pixels)
         array = torch.from_numpy(np.array(image))
         if images and array.shape[:2] != images[0].shape[:2]:
-            raise InvalidValue(f"`pixels` must be given for images that differ in size, got {tuple(images[0].shape)} and {tuple(array.shape)}")
+            raise InvalidValue(f"`pixels` must be given for images that differ in size, "
+                               f"got {tuple(images[0].shape)} and {tuple(array.shape)}")
         images.append(array)
         labels.append(int(label))
-    if not images: raise InvalidValue(f"{type(source).__name__} in {getattr(source, 'root', None)} must have images, got none")
-    if any(array.ndim == 3 for array in images): images = [array if array.ndim == 3 else array[..., None].expand(-1, -1, 3) for array in images]
+    if not images: raise InvalidValue(f"{name} in {getattr(source, 'root', None)} must have images, got none")
+    if any(array.ndim == 3 for array in images):
+        images = [a if a.ndim == 3 else a[..., None].expand(-1, -1, 3) for a in images]
     return torch.stack(images), torch.tensor(labels)
 
 def _tensors(
@@ -167,12 +177,17 @@ def _tensors(
     white_level:float|None # Value of a white pixel in the files
 ) -> dict[str, Tensor]: # `x`, bytes `[n, C, H, W]`, and `y`, `[n]`
     "Everything in `source`, in memory"
-    x, y = getattr(source, 'data', None), getattr(source, 'targets', getattr(source, 'labels', None))
+    name, root = type(source).__name__, getattr(source, 'root', None)
+    x = getattr(source, 'data', None)
+    y = getattr(source, 'targets', getattr(source, 'labels', None))
     whole_array = pixels is None and str(getattr(x, 'dtype', '')).endswith('uint8') and np.ndim(y) == 1
     if whole_array and white_level is not None:
-        raise InvalidValue(f"`white_level` must be left out for {type(source).__name__}, whose pixels are bytes with white at 255, got {white_level}")
-    x, y = (torch.as_tensor(x), torch.as_tensor(y)) if whole_array else _one_by_one(source, pixels, white_level)
-    if len(x) != len(y): raise InvalidValue(f"{type(source).__name__} in {getattr(source, 'root', None)} is damaged: it has {len(x):,} images and {len(y):,} labels")
+        raise InvalidValue(f"`white_level` must be left out for {name}, whose pixels are bytes "
+                           f"with white at 255, got {white_level}")
+    if whole_array: x, y = torch.as_tensor(x), torch.as_tensor(y)
+    else: x, y = _one_by_one(source, pixels, white_level)
+    if len(x) != len(y):
+        raise InvalidValue(f"{name} in {root} is damaged: it has {len(x):,} images and {len(y):,} labels")
     if x.ndim == 3: x = x[:, None]
     elif x.shape[-1] in (1, 3): x = x.permute(0, 3, 1, 2).contiguous()
     return {'x': x, 'y': y.long()}
@@ -225,59 +240,83 @@ def _open_set(
     return source(root=root, **options)
 
 # %% ../nbs/22_images.ipynb #8869cb28
-_split_word = re.compile('(?:(?P<train>train(?:ing)?)|(?P<valid>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))(?:set|data|images)?')
+_split_word = re.compile(
+    '(?:(?P<train>train(?:ing)?)|(?P<valid>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?))'
+    '(?:set|data|images)?')
+_plain_words = ('set', 'data', 'images', 'split')
 
 def split_name(
     folder:str # Name of a folder
 ) -> tuple[str|None, str]: # The split that it names, if any, and the other words of its name
     "Read a folder's name: `'Test_set'` names the split `test`, with no other word"
-    words = re.findall('[^\\W\\d_]+|[0-9]+', folder.lower())
+    words = re.findall('[^\\W\\d_]+', folder.lower())
     matches = [_split_word.fullmatch(word) for word in words]
     splits = {match.lastgroup for match in matches if match}
-    others = [word for word, match in zip(words, matches) if not match and not word.isdigit() and word not in ('set', 'data', 'images', 'split')]
+    others = [word for word, match in zip(words, matches) if not match and word not in _plain_words]
     return splits.pop() if len(splits) == 1 else None, ' '.join(others)
 
 # %% ../nbs/22_images.ipynb #25057dfb
-def _folders(root): return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
+def _folders(root): return sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != '.')
 
-def _is_split(folder): return split_name(folder.name)[0] is not None and not split_name(folder.name)[1]
+def _names(folders): return ', '.join(p.name for p in folders[:10]) or 'none'
+
+def _is_split(folder):
+    split, others = split_name(folder)
+    return split is not None and not others
+
+_or_classes = 'or give `split_folders=False` if all are classes'
 
 def _check_classes(root, classes):
     "Raise `InvalidValue` if a class contains a folder that is named after a split"
     for folder in classes:
         for place, inner, _ in os.walk(folder, followlinks=True):
-            if splits := [name for name in inner if _is_split(Path(name))]:
-                raise InvalidValue(f"`root` must have splits as its outermost folders, got {root} with {Path(place, splits[0]).relative_to(root)}: "
-                                   f"move them there, or give `split_folders=False` if all of {folder.name} is one class")
+            if splits := list(filter(_is_split, inner)):
+                raise InvalidValue(
+                    f"`root` must have splits as its outermost folders, got {root} with "
+                    f"{Path(place, splits[0]).relative_to(root)}: move them there, {_or_classes}")
 
 def _check_splits(root, splits, others):
-    names = ', '.join(p.name for p in splits)
-    if others: raise InvalidValue(f"`root` must have folders of splits or folders of classes, got {root} with the splits {names} and {', '.join(p.name for p in others[:5])}: "
-                                  f"move these away, or give `split_folders=False` if all are classes")
-    kinds = [split_name(p.name)[0] for p in splits]
-    if len({*kinds}) < len(kinds): raise InvalidValue(f"`root` must have one folder for each split, got {root} with {names}")
-    if 'train' not in kinds: raise InvalidValue(f"`root` must have a folder train beside its other splits, got {root} with {names}")
+    "Raise `InvalidValue` or `UnknownName` unless the folders are splits of the same classes"
+    if others:
+        raise InvalidValue(f"`root` must have folders of splits or folders of classes, got {root} with "
+                           f"the splits {_names(splits)} and {_names(others)}: move these away, {_or_classes}")
+    by_name = {split_name(p.name)[0]: p for p in splits}
+    if len(by_name) < len(splits):
+        raise InvalidValue(f"`root` must have one folder for each split, got {root} with {_names(splits)}")
+    if 'train' not in by_name:
+        raise InvalidValue(f"`root` must have a folder train beside its other splits, "
+                           f"got {root} with {_names(splits)}")
+    train = [p.name for p in _folders(by_name['train'])]
     for folder in splits:
         classes = _folders(folder)
-        if not classes or all(map(_is_split, classes)):
-            raise InvalidValue(f"`root` must have a folder for each class in each split, got {folder} with {', '.join(p.name for p in classes) or 'none'}")
+        splits_again = folder == by_name['train'] and all(_is_split(name) for name in train)
+        if not classes or splits_again:
+            raise InvalidValue(f"`root` must have a folder for each class in each split, "
+                               f"got {folder} with {_names(classes)}")
+        for p in classes: known(f'class in {folder}', p.name, train)
         _check_classes(root, classes)
+
+def _check_same_word(root, folders):
+    "Raise `InvalidValue` for names such as seg_train and seg_test"
+    named = {}
+    for p in folders:
+        split, others = split_name(p.name)
+        if split: named.setdefault(others, set()).add(split)
+    if any(len(splits) > 1 for splits in named.values()):
+        raise InvalidValue(f"`root` must have splits named train, valid and test, or classes, "
+                           f"got {root} with {_names(folders)}: rename them, {_or_classes}")
 
 def find_splits(
     root:Path # Of an `ImageFolder`
 ) -> dict[str, Path]: # Folders by split; empty if they are classes
-    "Find splits among the folders; raises `InvalidValue`, naming them, if they are neither splits nor classes"
+    "Find splits among the folders; raises `InvalidValue` or `UnknownName`, naming them, if they are neither splits nor classes"
     if not root.is_dir(): return {}
     folders = _folders(root)
-    splits = [p for p in folders if _is_split(p)]
+    splits = [p for p in folders if _is_split(p.name)]
     if splits:
         _check_splits(root, splits, [p for p in folders if p not in splits])
         return {split_name(p.name)[0]: p for p in splits}
-    named = [split_name(p.name) for p in folders]
-    for p, (split, rest) in zip(folders, named):
-        if split and any(rest == other_rest and other not in (None, split) for other, other_rest in named):
-            raise InvalidValue(f"`root` must have splits named train, valid and test, or classes, got {root} with {', '.join(q.name for q in folders)}: "
-                               f"rename them, or give `split_folders=False` if all are classes")
+    _check_same_word(root, folders)
     _check_classes(root, folders)
     return {}
 
@@ -289,7 +328,8 @@ def number_as(
     "Number the classes of `source` as in training; raises `UnknownName` for a class that is not there"
     classes = sorted(p.name for p in train.iterdir() if p.is_dir())
     used = {label for _, label in source.samples}
-    numbers = {i: classes.index(known(f'class in {source.root}', name, classes)) for i, name in enumerate(source.classes) if i in used}
+    names = {i: name for i, name in enumerate(source.classes) if i in used}
+    numbers = {i: classes.index(known('class', name, classes)) for i, name in names.items()}
     source.target_transform = numbers.__getitem__
 
 def read_picture(
@@ -299,7 +339,8 @@ def read_picture(
     "Read a picture as `ImageFolder` does, with the range of its mode; raises `InvalidValue`, naming the file, if it is damaged"
     try:
         with Image.open(file) as image: image.load()
-    except (OSError, SyntaxError) as e: raise InvalidValue(f"{file} is damaged: {e}. Put a good copy in its place and run again") from e
+    except (OSError, SyntaxError) as e:
+        raise InvalidValue(f"{file} is damaged: {e}. Put a good copy in its place and run again") from e
     return as_bytes(image, file, white_level).convert('RGB')
 
 # %% ../nbs/22_images.ipynb #397cc79d
@@ -308,14 +349,16 @@ def held_out(
     n_valid:int # Rows to validate on
 ) -> dict[str, slice|Tensor]: # Row numbers of `train` and `valid`
     "Hold out the last rows, or as large a share of each class where rows are sorted by class; the same every time"
-    n, by_class = len(y), bool((y.diff() >= 0).all()) and len(y.unique()) > 1
-    if not by_class: return {'train': slice(n - n_valid), 'valid': slice(n - n_valid, n)}
+    n, classes = len(y), y.unique()
+    sorted_by_class = len(classes) > 1 and bool((y.diff() >= 0).all())
+    if not sorted_by_class: return {'train': slice(n - n_valid), 'valid': slice(n - n_valid, n)}
     draw, held = torch.Generator().manual_seed(0), torch.zeros(n, dtype=torch.bool)
-    for label in y.unique():
+    for label in classes:
         rows = (y == label).nonzero().flatten()
-        share = min(len(rows) - 1, max(1, round(n_valid/n*len(rows)))) # at least one row of each class in each split, if it has two
+        share = max(1, round(n_valid/n*len(rows)))
+        share = min(share, len(rows) - 1) # a class of one picture is trained on
         held[rows[torch.randperm(len(rows), generator=draw)[:share]]] = True
-    if not held.any(): raise InvalidValue(f"`valid` must leave rows to train on, got {n} rows of as many classes")
+    if not held.any(): raise InvalidValue(f"`valid` must leave rows to train on, got {n} rows of {len(classes)} classes")
     return {'train': (~held).nonzero().flatten(), 'valid': held.nonzero().flatten()}
 
 # %% ../nbs/22_images.ipynb #909356f6
@@ -342,49 +385,59 @@ class TorchvisionImages(Data):
         self.file_white = None if white_level is None else real('white_level', white_level, above=0)
         self.split_folders, self.files, self.own = split_folders, {}, None
 
-    def own_splits(self) -> dict[str, dict]: # By split
-        "Arguments of torchvision's class for each split that the files have"
-        if self.own is None:
-            folders = self.name == 'ImageFolder' and self.split_folders
-            found = find_splits(self.place()) if folders else {}
-            self.own = {split: {'root': folder} for split, folder in found.items()} or torchvision_sets[self.name]
-        return self.own
-
-    def place(self):
+    def place(self) -> Path:
         "The folder of the data"
         return Path(self.root or find_device().data_root).expanduser()
+
+    def own_splits(self) -> dict[str, dict]: # By split; empty if there are none
+        "Arguments of torchvision's class for each split that the files have"
+        if self.own is None:
+            may_split = self.name == 'ImageFolder' and self.split_folders
+            found = find_splits(self.place()) if may_split else {}
+            self.own = {k: {'root': v} for k, v in found.items()} or torchvision_sets[self.name]
+        return self.own
 
     def read(self,
         ask:str # A split that the files have, or `'train'` for all there is
     ) -> dict[str, Tensor]: # Its tensors, read once
-        "The tensors of one of the set's own splits"
-        if ask not in self.files: self.files[ask] = self.read_files(ask)
+        "The tensors of one of the set's own splits; raises `InvalidValue` for an option that would give each split the same rows"
+        if ask in self.files: return self.files[ask]
+        own, options = self.own_splits(), dict(self.options)
+        for option in (*own.get(ask, {}), 'what'): # which QMNIST prefers to `train`
+            if option in options:
+                raise InvalidValue(f"`{option}` must be left out, since it tells the splits of "
+                                   f"{self.name} apart, got {options[option]!r}")
+        options.update(own.get(ask, {}))
+        if self.name == 'ImageFolder': source, white = self.open_folder(ask, options)
+        else: source, white = _open_set(self.name, self.place(), find_device().download, options), self.file_white
+        self.files[ask] = _tensors(source, self.pixels, white)
         return self.files[ask]
 
-    def read_files(self,
-        ask:str # A split that the files have
-    ) -> dict[str, Tensor]: # Its tensors
-        "Open and read; raises `InvalidValue` if an option would give the same rows to each split"
-        own = self.own_splits().get(ask, {})
-        for option in (*own, 'what'): # which QMNIST prefers to `train`
-            if option in self.options: raise InvalidValue(f"`{option}` must be left out, since it tells the splits of {self.name} apart, got {self.options[option]!r}")
-        options = {**own, **self.options}
-        root, white = options.pop('root', self.place()), self.file_white
-        if self.name == 'ImageFolder' and 'loader' not in options:
-            options['loader'], white = partial(read_picture, white_level=white), None
-        if own and self.name == 'ImageFolder' and ask != 'train': options.setdefault('allow_empty', True) # classes of which there is no picture
-        source = _open_set(self.name, root, find_device().download, options)
-        if own and self.name == 'ImageFolder' and ask != 'train': number_as(source, self.own_splits()['train']['root'])
-        return _tensors(source, self.pixels, white)
+    def open_folder(self,
+        ask:str, # A split that the folder has, or `'train'`
+        options:dict # Arguments of torchvision's class
+    ) -> tuple: # The data set, and the white level that is still to be applied
+        "Open an `ImageFolder`, its classes numbered as in training"
+        own, white = self.own_splits(), self.file_white
+        if 'loader' not in options:
+            options['loader'] = partial(read_picture, white_level=white)
+            white = None
+        other_split = ask != 'train'
+        if other_split: options.setdefault('allow_empty', True) # of a class there may be no picture
+        source = _open_set('ImageFolder', options.pop('root', self.place()), False, options)
+        if other_split: number_as(source, own['train']['root'])
+        return source, white
 
     def open(self, name):
         own = self.own_splits()
         if name in own and ('valid' in own or name == 'test'): return fixed(self.read(name), self.binarize, name)
-        if own and name == 'test': raise MissingFile(f"`split` must be one of {', '.join(sorted({*own, 'valid'}))}, since {self.place()} has no folder of this name, got 'test'")
+        if own and name == 'test':
+            raise MissingFile(f"`split` must be one of {', '.join(sorted({*own, 'valid'}))}, "
+                              f"since {self.place()} has no folder of this name, got 'test'")
         tensors = self.read('train')
         held = round(self.valid*len(tensors['y']))
-        rows = held_out(tensors['y'], held)[name] if own else _rows(tensors['y'].numpy(), held, held)[name]
-        return fixed({k: v[rows] for k, v in tensors.items()}, self.binarize, name)
+        rows = held_out(tensors['y'], held) if own else _rows(tensors['y'].numpy(), held, held)
+        return fixed({k: v[rows[name]] for k, v in tensors.items()}, self.binarize, name)
 
     prepare = _prepare
 

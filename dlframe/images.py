@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checks import InvalidValue, MissingFile, known, real, whole
+from .checks import InvalidType, InvalidValue, MissingFile, known, real, whole
 from .data import Data
 from .devices import find_device
 
@@ -142,6 +142,7 @@ def as_bytes(
                            f"paste the picture onto a background and save it as RGB")
     white = _file_white(image) if white_level is None else white_level
     if image.mode in _byte_modes:
+        if white > 255: raise InvalidValue(f"`white_level` must be at most 255 for bytes, got {white:g} for {file} of mode {image.mode}")
         picture = image.convert(_byte_modes[image.mode])
         return picture if image.mode == '1' or white == 255 else _scaled(picture, file, white)
     if image.mode not in ('I', 'F') and not image.mode.startswith('I;16'):
@@ -336,11 +337,14 @@ def read_picture(
     file:str|Path, # A picture
     white_level:float|None=None # Value of a white pixel, where it is not the largest of the mode
 ) -> Image.Image: # Of mode `RGB`
-    "Read a picture as `ImageFolder` does, with the range of its mode; raises `InvalidValue`, naming the file, if it is damaged"
+    "Read a picture as `ImageFolder` does, with the range of its mode; raises `InvalidValue`, naming the file, if it is damaged or holds several"
     try:
-        with Image.open(file) as image: image.load()
+        with Image.open(file) as image:
+            frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1) # MPO: a photo and its preview
+            image.load()
     except (OSError, SyntaxError) as e:
         raise InvalidValue(f"{file} is damaged: {e}. Put a good copy in its place and run again") from e
+    if frames > 1: raise InvalidValue(f"{file} must hold one picture, got {frames}: save each as a file of its own")
     return as_bytes(image, file, white_level).convert('RGB')
 
 # %% ../nbs/22_images.ipynb #397cc79d
@@ -383,6 +387,7 @@ class TorchvisionImages(Data):
         if self.valid >= .5: raise InvalidValue(f"`valid` must be a share below 0.5, got {valid}")
         self.pixels, self.root, self.options = None if pixels is None else whole('pixels', pixels), root, options
         self.file_white = None if white_level is None else real('white_level', white_level, above=0)
+        if not isinstance(split_folders, bool): raise InvalidType(f"`split_folders` must be True or False, got {split_folders!r}")
         self.split_folders, self.files, self.own = split_folders, {}, None
 
     def place(self) -> Path:

@@ -1,6 +1,7 @@
 """Data are what their owner means: pixels, masks and labels, pictures of any mode, folders of classes or of splits"""
+import struct
 import warnings
-from pathlib import Path
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from dlframe.architectures import decoder, encoder, predictor
 from dlframe.callbacks import Evaluate
-from dlframe.checks import InvalidValue, MissingFile, Refusal, UnknownName
+from dlframe.checks import InvalidType, InvalidValue, MissingFile, Refusal, UnknownName
 from dlframe.classifier import Classifier
 from dlframe.data import Data, Items
 from dlframe.datasets import dataset
@@ -198,6 +199,41 @@ def test_palette_gives_its_colours(tmp_path):
     assert x.tolist() == np.array(picture.convert('RGB')).transpose(2, 0, 1).tolist()
 
 
+def png(values):
+    "A PNG of 16 bits, which Pillow does not write in colour"
+    height, width, channels = values.shape
+    def chunk(kind, content):
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    header = struct.pack('>2I5B', width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+
+
+def pgm(values, white):
+    return b'P5 16 16 %d\n' % white + values.astype('>u2').tobytes()
+
+
+@pytest.mark.parametrize('name, content, expected', [
+    ('colour.png', png(COLOURS.astype(int)*257), COLOURS.transpose(2, 0, 1)),
+    ('grey.png', png(RAMP[..., None]*257), grey(RAMP)),
+    ('wide.pgm', pgm(RAMP*257, 65535), grey(RAMP)),
+    ('twelve.pgm', pgm(RAMP*16, 255*16), grey(RAMP))])
+def test_sixteen_bits_in_other_files(name, content, expected, tmp_path):
+    (tmp_path/'a').mkdir()
+    for i in range(6):
+        (tmp_path/'a'/f'{i}{name}').write_bytes(content)
+    x = dataset('ImageFolder', root=str(tmp_path))['train'].tensors['x']
+    assert all(np.array_equal(picture, expected) for picture in x.numpy())
+
+
+def test_several_pictures_in_a_file(tmp_path):
+    (tmp_path/'a').mkdir()
+    frames = [Image.fromarray(RAMP.astype(np.uint8))]*3
+    frames[0].save(tmp_path/'a/stack.tif', save_all=True, append_images=frames[1:])
+    with pytest.raises(InvalidValue, match='stack.tif must hold one picture, got 3'):
+        dataset('ImageFolder', root=str(tmp_path))['train']
+
+
 def see_through():
     palette = Image.fromarray(COLOURS).quantize(7)
     palette.info['transparency'] = 3
@@ -247,6 +283,10 @@ def test_white_of_folders_by_an_option(tmp_path):
         assert np.array_equal(x[0, 0], expected)
     with pytest.raises(InvalidValue, match='must have values from 0 to the white level 4000'):
         dataset('ImageFolder', root=str(tmp_path/'twelve'), white_level=4000)['train']
+    with pytest.raises(InvalidValue, match='`white_level` must be at most 255 for bytes, got 4095'):
+        dataset('ImageFolder', root=str(tmp_path/'ones'), white_level=4095)['train']
+    with pytest.raises(InvalidType, match='`split_folders` must be True or False'):
+        dataset('ImageFolder', root=str(tmp_path), split_folders='no')
 
 
 # Folders

@@ -125,7 +125,7 @@ def _whole_range(
     low, high = (values if values.dtype is torch.uint8 else values.long()).aminmax()
     return int(low), int(high)
 
-def _is_whole(values): return not (values.is_floating_point() or values.is_complex())
+def _is_whole(dtype): return not (dtype.is_floating_point or dtype.is_complex)
 
 def as_numbers(
     owner:str, # Name of the data set, for the message
@@ -134,13 +134,14 @@ def as_numbers(
     white_levels:Mapping[str, float] # By key
 ) -> Tensor: # What models see, `[n, …]`
     "Divide pixels by their white level, make labels int64; raises `InvalidValue` for undeclared bytes named `x`"
-    if not _is_whole(values): return values
+    dtype = values.dtype
+    if not _is_whole(dtype): return values
     if key in white_levels: return values.float().div_(white_levels[key])
-    is_byte = values.dtype is torch.uint8
+    is_byte = dtype is torch.uint8
     if key == 'x':
         if is_byte: raise _undeclared(owner, 'a batch', key, _whole_range(values), white_levels)
-        return values.float() if values.dtype is torch.bool else values
-    is_target = key == 'y' and values.dtype is not torch.int64
+        return values.float() if dtype is torch.bool else values
+    is_target = key == 'y' and dtype is not torch.int64
     if not is_byte and not is_target: return values
     return values.long() if values.ndim < 2 else values.float()
 
@@ -172,7 +173,7 @@ def _check_whole_numbers(
     "Raise `InvalidValue`, or warn, if the range of whole numbers contradicts their declaration"
     for key, values in tensors.items():
         declared = key in white_levels
-        if not _is_whole(values) or not (declared or values.dtype is torch.uint8): continue
+        if not _is_whole(values.dtype) or not (declared or values.dtype is torch.uint8): continue
         low, high = _whole_range(values)
         if declared: _check_declared(owner, where, key, (low, high), white_levels[key], complete)
         elif key == 'x': raise _undeclared(owner, where, key, (low, high), white_levels)
@@ -218,8 +219,8 @@ class Data(Part):
     ) -> dict[str, Tensor]: # What models see
         "Turn pixels into numbers in [0, 1] and labels into int64; raises `InvalidValue` for bytes that are not declared"
         self.check_numbers(batch)
-        owner = type(self).__name__
-        return {k: as_numbers(owner, k, v, self.white_level) for k, v in batch.items()}
+        owner, white_levels = type(self).__name__, self.white_level
+        return {k: as_numbers(owner, k, v, white_levels) for k, v in batch.items()}
 
     def check_numbers(self,
         batch:dict[str, Tensor] # Checked instead of rows that are not in memory

@@ -31,6 +31,19 @@ class _Numbers:
         return matrices/largest.clamp_min(torch.finfo(matrices.dtype).tiny), largest[..., 0, 0].log()
 
     @staticmethod
+    def rescaled_whole(matrices):
+        "`matrices` divided by the largest entry of all"
+        return matrices/matrices.detach().amax()
+
+    @staticmethod
+    def numbers(entries): return entries
+
+    @staticmethod
+    def summed(cores):
+        "The sums of the matrices of cores, `[..., d, r, s]`, divided by their largest entries"
+        return _Numbers.rescaled(cores.sum(-3))[0]
+
+    @staticmethod
     def times(a, b):
         "`a @ b`, as precise as they are"
         with torch.autocast(a.device.type, enabled=False): return a @ b
@@ -112,6 +125,20 @@ class _Logs:
         return matrices - largest.where(largest != -math.inf, 0.), largest[..., 0, 0]
 
     @staticmethod
+    def rescaled_whole(matrices): return matrices - matrices.detach().amax()
+
+    @staticmethod
+    def numbers(entries):
+        "Raises `ValueError` if entries, the largest of which has the logarithm 0, do not fit into numbers"
+        smallest = _largest(-entries.where(entries != -math.inf, 0.).amin()[None])[0]
+        if smallest > -math.log(torch.finfo(entries.dtype).tiny):
+            raise InvalidValue(f"`cores` must give a subring that fits into {entries.dtype}, got entries of 1 and of e^{-smallest:.0f} in one core")
+        return entries.exp()
+
+    @staticmethod
+    def summed(cores): return _Logs.rescaled(_log_sum(cores, -3))[0]
+
+    @staticmethod
     def times(a, b): return _log_sum(a[..., None] + b[..., None, :, :], -2)
 
     @staticmethod
@@ -155,11 +182,12 @@ def _largest(x):
     return found[0]
 
 def _extremes(cores):
-    "How far the logarithms of entries of one core are apart, at most, and minus the smallest logarithm"
-    if len({core.shape for core in cores}) == 1: low, high = torch.stack(cores).detach().flatten(1).aminmax(dim=1)
-    else: low, high = map(torch.stack, zip(*(core.detach().aminmax() for core in cores)))
-    low, high = low.log(), high.log()
-    return _largest(torch.stack([(high - low).amax(), -low.amin()]))
+    "How far the logarithms of entries of one of `cores`, a list or a stack, are apart, and how far they, or their sums over values, are from 0"
+    rows = [cores.flatten(1)] if isinstance(cores, Tensor) else [core.reshape(1, -1) for core in cores]
+    low = torch.cat([row.detach().amin(1) for row in rows]).log()
+    high = torch.cat([row.detach().amax(1) for row in rows]).log()
+    sums = high.amax() + math.log(max(map(len, cores)))
+    return _largest(torch.stack([(high - low).amax(), torch.maximum(sums, -low.amin())]))
 
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
 class TensorRing(Distribution):
@@ -190,23 +218,30 @@ class TensorRing(Distribution):
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e11
 @patch
-def _representation(self:TensorRing):
-    "Type of numbers, and arithmetic, in which the products of this ring are exact"
+def _stacked(self:TensorRing):
+    "All cores, `[m, d, r, r]`, if they have one shape, else the list of them"
+    return torch.stack(self.cores) if len({core.shape for core in self.cores}) == 1 else self.cores
+
+@patch
+def _representation(self:TensorRing, cores):
+    "Type of numbers, and arithmetic, in which the products of `cores` are exact"
     own = torch.promote_types(self.dtype, torch.float32)
-    spread, smallness = _extremes(self.cores)
+    spread, farthest = _extremes(cores)
     for dtype in [own] if self.cores[0].device.type == 'mps' else [own, torch.float64]:
-        out_of_reach = spread > _reach(dtype, max(self.ranks)) # not so for NaN, which is to be seen in the result
-        if not out_of_reach and not smallness > -math.log(torch.finfo(dtype).tiny): return dtype, _Numbers
+        wide = spread > _reach(dtype, max(self.ranks)) # not so for NaN, which is to be seen in the result
+        if not (wide or farthest > -math.log(torch.finfo(dtype).tiny)): return dtype, _Numbers
     return dtype, _Logs
 
 # %% ../nbs/04_tensor_rings.ipynb #9d847bf0
 @patch
 def _slices(self:TensorRing):
     "The arithmetic, all matrices, `[m, d, r, r]`, filled up with zeros, each divided by its largest entry, and the logarithms of those, `[m, d]`"
-    dtype, arithmetic = self._representation()
-    d, r = max(self.sizes), max(self.ranks)
-    padded = [F.pad(c, (0, r - c.shape[2], 0, r - c.shape[1], 0, d - c.shape[0])) for c in self.cores]
-    return arithmetic, *arithmetic.rescaled(arithmetic.of(torch.stack(padded).to(dtype)))
+    cores, d, r = self._stacked(), max(self.sizes), max(self.ranks)
+    dtype, arithmetic = self._representation(cores)
+    if cores is self.cores:
+        padded = [F.pad(c, (0, r - c.shape[2], 0, r - c.shape[1], 0, d - c.shape[0])) for c in cores]
+        cores = torch.stack(padded)
+    return arithmetic, *arithmetic.rescaled(arithmetic.of(cores.to(dtype)))
 
 # %% ../nbs/04_tensor_rings.ipynb #fd0c644c
 def _log_mass(arithmetic, slices, log_weights):
@@ -296,28 +331,20 @@ def subring(self:TensorRing,
 ) -> TensorRing: # Over these, from the first to the last; its cores are float64 where products of this ring need it
     "What is left of the ring when all other indices are summed over; raises `ValueError` if its cores do not fit into numbers"
     dims, m = sorted(_check_dims(dims, len(self.cores), 'indices')), len(self.cores)
-    dtype, arithmetic = self._representation()
-    cores = [arithmetic.of(core.to(dtype)) for core in self.cores]
-    cores = [core - core.detach().amax() if arithmetic is _Logs else core/core.detach().amax() for core in cores]
-    summed = [arithmetic.mixed(core.new_zeros(len(core)), core)[0] for core in cores]
+    cores = self._stacked()
+    dtype, arithmetic = self._representation(cores)
+    if isinstance(cores, Tensor): cores = arithmetic.of(cores.to(dtype))
+    else: cores = [arithmetic.of(core.to(dtype)) for core in cores]
+    summed = arithmetic.summed(cores) if isinstance(cores, Tensor) else [arithmetic.summed(core) for core in cores]
     left = []
     for k, after in zip(dims, [*dims[1:], dims[0] + m]):
-        core = cores[k]
+        core = arithmetic.rescaled_whole(cores[k])
         for j in range(k + 1, after):
-            core = arithmetic.times(core, summed[j % m])
-            core = core - core.detach().amax() if arithmetic is _Logs else core/core.detach().amax()
-        left.append(core)
-    ring = TensorRing([_exp_of(core) for core in left] if arithmetic is _Logs else left, validate_args=False)
+            core = arithmetic.rescaled_whole(arithmetic.times(core, summed[j % m]))
+        left.append(arithmetic.numbers(core))
+    ring = TensorRing(left, validate_args=False)
     ring.dtype = self.dtype
     return ring
-
-def _exp_of(logs):
-    "Numbers of logarithms, the largest of which is 0"
-    numbers = logs.exp()
-    smallest = _largest(-logs.where(logs != -math.inf, 0.).amin()[None])[0]
-    if smallest > -math.log(torch.finfo(logs.dtype).tiny):
-        raise InvalidValue(f"`cores` must lead to a subring whose entries fit into {logs.dtype}, got the logarithm {-smallest:.0f} beside 0 in one core")
-    return numbers
 
 # %% ../nbs/04_tensor_rings.ipynb #95d2ead0
 def _check_dims(dims, m, what):

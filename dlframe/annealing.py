@@ -103,7 +103,8 @@ def _walk(model, x, n_chains, ts, n_leaps, size, acceptance):
         start = prior.sample((n_chains, len(x)))
     here = look(model, prior, x, start)
     log_weights = torch.zeros_like(here.prior, dtype=torch.float64)
-    sizes, accepted, used = torch.full_like(here.prior[0], size), torch.zeros_like(here.prior[0]), []
+    sizes, used = torch.full_like(here.prior[0], size), []
+    accepted = torch.zeros_like(sizes)
     for last, t in zip(ts, ts[1:]):
         log_weights += (t - last)*here.likelihood.double()
         if t == 1: break # the last weight is complete, and where the chain would go from there does not matter
@@ -218,21 +219,23 @@ def simulated(
         return z, model.decode(z).sample()
 
 def _walk_back(model, x, z, n_chains, ts, n_leaps, sizes):
-    "Logarithms of the weights of chains that walk from `z` to the prior, `[n_chains, batch]`, and the share of steps accepted, `[batch]`"
+    "Logarithms of the weights of chains from `z` to the prior, and the share of steps accepted"
     with torch.no_grad(): prior = prior_of(model, 'annealing')
     here = look(model, prior, x, z.expand(n_chains, *z.shape).clone())
-    log_weights, accepted = torch.zeros_like(here.prior, dtype=torch.float64), torch.zeros_like(here.prior[0])
+    log_weights = torch.zeros_like(here.prior, dtype=torch.float64)
+    accepted = torch.zeros_like(here.prior[0])
     for k in range(len(ts) - 1, 0, -1):
         log_weights += (ts[k] - ts[k - 1])*here.likelihood.double()
         if k == 1: break # at the prior
-        here, probability = step(here, ts[k - 1], sizes[k - 2], n_leaps, lambda z: look(model, prior, x, z))
+        at = lambda z: look(model, prior, x, z)
+        here, probability = step(here, ts[k - 1], sizes[k - 2], n_leaps, at)
         accepted = accepted + probability.mean(0)
     return log_weights, accepted/max(1, len(ts) - 2)
 
 def bidirectional_bounds(
     model:nn.Module, # Has `decode` and a module `prior`, and latents that are real numbers
     z:Tensor, # Latents drawn from the prior, `[batch, *latent]`
-    x:Tensor, # Data drawn given these, `[batch, *shape]`, as by `simulated`; for other data the upper bound is none
+    x:Tensor, # Data drawn given these, as by `simulated`, `[batch, *shape]`; others have no upper bound
     n_chains:int=16, # For each data point and direction, all in memory at once
     n_steps:int=500, # Of the bridge
     n_leaps:int=10, # Of each step
@@ -240,9 +243,10 @@ def bidirectional_bounds(
     acceptance:float=.65, # Which share of steps is to be accepted
     schedule:str='sigmoid' # Of the bridge, or `'linear'`
 ) -> Bounds:
-    "Bounds from below and above, which more steps bring together; raises `ValueError` if `x` and `z` are not equally many"
+    "Bounds from below and above; raises `ValueError` if `x` and `z` are not equally many"
     check_annealing(model, n_chains, n_leaps, size, acceptance)
-    if len(z) != len(x): raise InvalidValue(f"`z` must have one row for each of the {len(x)} rows of `x`, got {len(z)}")
+    if len(z) != len(x):
+        raise InvalidValue(f"`z` must have one row for each of the {len(x)} rows of `x`, got {len(z)}")
     ts = temperatures(n_steps, schedule)
     with _differentiable():
         x = x.clone()
@@ -250,4 +254,5 @@ def bidirectional_bounds(
         back, accepted = _walk_back(model, x, z, n_chains, ts, n_leaps, forward.sizes)
     errors = log_mean_error(forward.log_weights), log_mean_error(-back)
     effective = effective_samples(forward.log_weights), effective_samples(-back)
-    return Bounds(log_mean_exp(forward.log_weights), -log_mean_exp(-back), *errors, *effective, forward.accepted, accepted)
+    bounds = log_mean_exp(forward.log_weights), -log_mean_exp(-back)
+    return Bounds(*bounds, *errors, *effective, forward.accepted, accepted)

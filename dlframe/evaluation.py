@@ -289,8 +289,9 @@ class AnnealedLogLikelihood(LogLikelihood):
             accepted.append(share.repeat(n))
             weights.append(log_weights)
             return log_weights
-        found, n_parts = self.bounds(optimization, weigh), len(parts(self.n_samples, self.batch_size))
-        chains = [torch.cat(weights[i:i + n_parts]) for i in range(0, len(weights), n_parts)] # `[n_chains, rows]` for each batch
+        found = self.bounds(optimization, weigh)
+        n_parts = len(parts(self.n_samples, self.batch_size)) # of the chains of a batch
+        chains = [torch.cat(weights[i:i + n_parts]) for i in range(0, len(weights), n_parts)]
         acceptance = torch.cat(accepted).mean().item()
         return Scalars({'number': found.mean().item(), 'acceptance': acceptance, **self.errors(found, chains)})
 
@@ -303,8 +304,9 @@ class AnnealedLogLikelihood(LogLikelihood):
         effective = torch.cat([effective_samples(weights) for weights in chains])
         unreliable = (effective < few_samples).double().mean().item()
         if unreliable > .1:
-            warnings.warn(f'{self.label}: fewer than {few_samples:g} effective chains in {unreliable:.0%} of the rows; '
-                          'standard errors cannot be trusted, take more steps or chains', stacklevel=2)
+            few = f'fewer than {few_samples:g} effective chains in {unreliable:.0%} of the rows'
+            advice = 'standard errors cannot be trusted, take more steps or chains'
+            warnings.warn(f'{self.label}: {few}; {advice}', stacklevel=2)
         return {
             'standard_error': mean_error(of_rows).item(),
             'row_error': of_rows.square().mean().sqrt().item(),
@@ -314,7 +316,7 @@ class AnnealedLogLikelihood(LogLikelihood):
         }
 
 def _sampling_error(found):
-    "The standard error of the mean of independent rows; infinite for a single one, and where one is not finite"
+    "The standard error of the mean of independent rows; infinite for one row, or one not finite"
     if len(found) < 2 or not found.isfinite().all(): return math.inf
     return found.double().std().item()/len(found)**.5
 def _require_exact_density(model, who):

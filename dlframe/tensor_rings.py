@@ -26,9 +26,10 @@ class _Numbers:
 
     @staticmethod
     def rescaled(matrices):
-        "`matrices`, `[..., r, s]`, each divided by its largest entry, and the logarithms of those, `[...]`"
+        "Each of `matrices`, `[..., r, s]`, divided by its largest entry, and that one's logarithm"
         largest = matrices.detach().amax((-2, -1), keepdim=True)
-        return matrices/largest.clamp_min(torch.finfo(matrices.dtype).tiny), largest[..., 0, 0].log()
+        divisor = largest.clamp_min(torch.finfo(matrices.dtype).tiny)
+        return matrices/divisor, largest[..., 0, 0].log()
 
     @staticmethod
     def rescaled_whole(matrices):
@@ -50,15 +51,16 @@ class _Numbers:
 
     @staticmethod
     def mixed(log_weights, slices):
-        "Sums of `slices`, `[..., d, r, s]`, for weights `[..., d]`, and the logarithms of the factors to multiply them with, `[...]`"
+        "Weighted sums of `slices`, `[..., d, r, s]`, and the logarithms of factors left out"
         shift = log_weights.detach().amax(-1, keepdim=True)
         sums = _Numbers.times((log_weights - shift).exp(), slices.flatten(-2))
         return sums.unflatten(-1, slices.shape[-2:]), shift[..., 0]
 
     @staticmethod
     def log_trace(a, b=None):
-        "Logarithm of the trace of `a`, or of `a @ b`: the last product is needed on its diagonal only"
-        return (a.diagonal(dim1=-2, dim2=-1).sum(-1) if b is None else (a*b.mT).sum((-2, -1))).log()
+        "Logarithm of the trace of `a`, or of `a @ b`, of which only the diagonal is computed"
+        if b is None: return a.diagonal(dim1=-2, dim2=-1).sum(-1).log()
+        return (a*b.mT).sum((-2, -1)).log()
 
     @staticmethod
     def traces(around, slices):
@@ -72,8 +74,8 @@ class _Numbers:
 
     @staticmethod
     def log_masses(log_weights, traces):
-        "Their logarithms"
-        return log_weights + traces.clamp_min(torch.finfo(traces.dtype).tiny).log() # padding has the weight 0
+        "Their logarithms; the traces of padding are 0, and so are its weights"
+        return log_weights + traces.clamp_min(torch.finfo(traces.dtype).tiny).log()
 
 # %% ../nbs/04_tensor_rings.ipynb #e69d164a
 def _pairing(n):
@@ -88,20 +90,24 @@ def _paired(rows):
     return torch.stack([rows[k] for k in _pairing(len(rows))])
 
 # %% ../nbs/04_tensor_rings.ipynb #ee50262a
+def _precise(logs):
+    "In float64, if the device has it"
+    return logs if logs.device.type == 'mps' else logs.double()
+
 def _log_trace(matrices, arithmetic=_Numbers):
     "Logarithm of the trace of a product of nonnegative matrices, `[m, ..., r, r]` in the order of `_pairing`: `[...]`"
-    logs = 0.
+    logs = _precise(matrices.new_zeros(()))
     while len(matrices) > 2:
         half = len(matrices)//2
         left, right, rest = matrices.split([half, half, len(matrices) - 2*half])
         products, log = arithmetic.rescaled(arithmetic.times(left, right))
         matrices = torch.cat([products, rest]) if len(rest) else products
-        logs = logs + log.sum(0)
+        logs = logs + _precise(log).sum(0)
     return logs + arithmetic.log_trace(*matrices)
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e04
 def _reach(dtype, rank):
-    "How far the logarithms of two entries of one core may be apart so that products of numbers of type `dtype` are exact"
+    "Largest difference of the logarithms of a core with which products in `dtype` are exact"
     numbers = torch.finfo(dtype)
     return (math.log(numbers.eps) - math.log(numbers.tiny) - math.log(rank))/3
 
@@ -129,10 +135,13 @@ class _Logs:
 
     @staticmethod
     def numbers(entries):
-        "Raises `ValueError` if entries, the largest of which has the logarithm 0, do not fit into numbers"
+        "Raises `ValueError` if entries, whose largest logarithm is 0, do not fit into numbers"
         smallest = _largest(-entries.where(entries != -math.inf, 0.).amin()[None])[0]
         if smallest > -math.log(torch.finfo(entries.dtype).tiny):
-            raise InvalidValue(f"`cores` must give a subring that fits into {entries.dtype}, got entries of 1 and of e^{-smallest:.0f} in one core")
+            raise InvalidValue(
+                f"`cores` must give a subring that fits into {entries.dtype}, "
+                f"got entries of 1 and of e^{-smallest:.0f} in one core"
+            )
         return entries.exp()
 
     @staticmethod
@@ -148,7 +157,9 @@ class _Logs:
         return sums, torch.zeros_like(log_weights[..., 0])
 
     @staticmethod
-    def log_trace(a, b=None): return _log_sum(a.diagonal(dim1=-2, dim2=-1), -1) if b is None else _log_sum(a + b.mT, (-2, -1))
+    def log_trace(a, b=None):
+        if b is None: return _log_sum(a.diagonal(dim1=-2, dim2=-1), -1)
+        return _log_sum(a + b.mT, (-2, -1))
 
     @staticmethod
     def traces(around, slices): return _log_sum(around.mT[..., None, :, :] + slices, (-2, -1))
@@ -163,7 +174,7 @@ class _Logs:
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e10
 class _Largest(torch.autograd.Function):
-    "Calls `receive` with the largest of each column of `x`, `[n]`, as a list of numbers; with those of all members under `torch.func.vmap`"
+    "Calls `receive` with `x`, `[n]`, as numbers; under `torch.func.vmap` with the largest of all members"
     @staticmethod
     def forward(x, receive):
         receive(x.reshape(-1, x.shape[-1]).amax(0).tolist())
@@ -173,17 +184,19 @@ class _Largest(torch.autograd.Function):
     def setup_context(ctx, inputs, output): pass
 
     @staticmethod
-    def vmap(info, in_dims, x, receive): return _Largest.apply(x.movedim(in_dims[0], 0), receive), None
+    def vmap(info, in_dims, x, receive):
+        return _Largest.apply(x.movedim(in_dims[0], 0), receive), None
 
 def _largest(x):
-    "The largest of each column of `x`, `[n]`, as a list of numbers"
+    "`x`, `[n]`, as a list of numbers, the largest of all members under `torch.func.vmap`"
     found = []
     _Largest.apply(x.detach(), found.append)
     return found[0]
 
 def _extremes(cores):
-    "How far the logarithms of entries of one of `cores`, a list or a stack, are apart, and how far they, or their sums over values, are from 0"
-    rows = [cores.flatten(1)] if isinstance(cores, Tensor) else [core.reshape(1, -1) for core in cores]
+    "How far logarithms within one of `cores` are apart, and how far they or their sums are from 0"
+    if isinstance(cores, Tensor): rows = [cores.flatten(1)]
+    else: rows = [core.reshape(1, -1) for core in cores]
     low = torch.cat([row.detach().amin(1) for row in rows]).log()
     high = torch.cat([row.detach().amax(1) for row in rows]).log()
     sums = high.amax() + math.log(max(map(len, cores)))
@@ -191,7 +204,7 @@ def _extremes(cores):
 
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
 class TensorRing(Distribution):
-    "A distribution over multi-indices: the mass of (i_1, …, i_m) is the trace of a product of one matrix per index. Cores may be of any size; entries of 0, refused where arguments are validated, count as constants"
+    "A distribution over multi-indices: the mass of (i_1, …, i_m) is the trace of a product of one matrix per index. Entries of 0, refused where arguments are validated, count as constants"
     arg_constraints = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
@@ -228,14 +241,14 @@ def _representation(self:TensorRing, cores):
     own = torch.promote_types(self.dtype, torch.float32)
     spread, farthest = _extremes(cores)
     for dtype in [own] if self.cores[0].device.type == 'mps' else [own, torch.float64]:
-        wide = spread > _reach(dtype, max(self.ranks)) # not so for NaN, which is to be seen in the result
+        wide = spread > _reach(dtype, max(self.ranks)) # False for NaN, which results then show
         if not (wide or farthest > -math.log(torch.finfo(dtype).tiny)): return dtype, _Numbers
     return dtype, _Logs
 
 # %% ../nbs/04_tensor_rings.ipynb #9d847bf0
 @patch
 def _slices(self:TensorRing):
-    "The arithmetic, all matrices, `[m, d, r, r]`, filled up with zeros, each divided by its largest entry, and the logarithms of those, `[m, d]`"
+    "The arithmetic, all matrices, `[m, d, r, r]`, padded and rescaled, and the logarithms of their factors, `[m, d]`"
     cores, d, r = self._stacked(), max(self.sizes), max(self.ranks)
     dtype, arithmetic = self._representation(cores)
     if cores is self.cores:
@@ -247,7 +260,7 @@ def _slices(self:TensorRing):
 def _log_mass(arithmetic, slices, log_weights):
     "Logarithm of the weighted sum over all indices, for `[m, n, d]` weights that hold the scale of `slices`: `[n]`"
     matrices, logs = arithmetic.mixed(log_weights, slices)
-    return logs.sum(0) + _log_trace(matrices, arithmetic)
+    return _precise(logs).sum(0) + _log_trace(matrices, arithmetic)
 
 # %% ../nbs/04_tensor_rings.ipynb #ea253545
 @patch
@@ -333,9 +346,12 @@ def subring(self:TensorRing,
     dims, m = sorted(_check_dims(dims, len(self.cores), 'indices')), len(self.cores)
     cores = self._stacked()
     dtype, arithmetic = self._representation(cores)
-    if isinstance(cores, Tensor): cores = arithmetic.of(cores.to(dtype))
-    else: cores = [arithmetic.of(core.to(dtype)) for core in cores]
-    summed = arithmetic.summed(cores) if isinstance(cores, Tensor) else [arithmetic.summed(core) for core in cores]
+    if isinstance(cores, Tensor):
+        cores = arithmetic.of(cores.to(dtype))
+        summed = arithmetic.summed(cores)
+    else:
+        cores = [arithmetic.of(core.to(dtype)) for core in cores]
+        summed = [arithmetic.summed(core) for core in cores]
     left = []
     for k, after in zip(dims, [*dims[1:], dims[0] + m]):
         core = arithmetic.rescaled_whole(cores[k])
@@ -441,7 +457,12 @@ def log_prob(self:RingMixture,
     "Log-density of the mixture; raises `ValueError` for another shape"
     rows, normals = self._rows(z), DiagonalNormal(*(_paired(t)[:, None] for t in (self.loc, self.log_scale)), 0, validate_args=False)
     found = self.ring._log_ratio(rows.reshape(-1, len(self.loc)), lambda columns: normals.log_prob(columns[..., None]))
-    return found.reshape(rows.shape[:-1]).to(torch.promote_types(torch.promote_types(rows.dtype, self.loc.dtype), self.ring.dtype))
+    return found.reshape(rows.shape[:-1]).to(self._type_with(rows))
+
+@patch
+def _type_with(self:RingMixture, z):
+    "The type of results"
+    return torch.promote_types(torch.promote_types(z.dtype, self.loc.dtype), self.ring.dtype)
 
 @patch
 def _rows(self:RingMixture, z):
@@ -471,7 +492,8 @@ def log_marginals(self:RingMixture,
     "Log-density of each latent by itself"
     normals = DiagonalNormal(self.loc, self.log_scale, 0, validate_args=False)
     log_densities = normals.log_prob(self._rows(z)[..., None])
-    return (self.ring._log_marginals() + log_densities).logsumexp(-1).to(torch.promote_types(log_densities.dtype, self.ring.dtype))
+    found = (self.ring._log_marginals() + log_densities).logsumexp(-1)
+    return found.to(self._type_with(z))
 
 # %% ../nbs/04_tensor_rings.ipynb #753ffd96
 @patch

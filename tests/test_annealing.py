@@ -1,4 +1,4 @@
-"Errors of annealed likelihoods against their spread, and bounds from both sides against exact values"
+"Errors of annealed likelihoods against their spread, and bounds against exact values"
 import math
 import tempfile
 
@@ -78,9 +78,11 @@ def test_the_jackknife_leaves_out_each_chain(log_weights):
         assert effective_samples(logs).item() == 0
 
 
-@pytest.mark.parametrize('model, largest', [(Line(), 1.25), (Humps(0.0), 1.25), (Humps(0.5), 2)])
+@pytest.mark.parametrize(
+    'model, largest', [(Line(), 1.25), (Humps(0.0), 1.25), (Humps(0.5), 2)]
+)
 def test_standard_errors_match_the_spread_of_repeated_estimates(model, largest):
-    "300 estimates know their spread to a tenth; with few effective chains the jackknife is too large"
+    "300 estimates know their spread to a tenth; the jackknife is too large where few chains count"
     torch.manual_seed(0)
     x = torch.tensor([[1.0]] if isinstance(model, Line) else [[1.0, 0.5]])
     log_weights, _ = annealed_log_weights(model, x.expand(300, -1), 16, 30, n_leaps=4)
@@ -89,9 +91,11 @@ def test_standard_errors_match_the_spread_of_repeated_estimates(model, largest):
     assert 0.8 < error/spread < largest, (error, spread, effective_samples(log_weights).mean())
 
 
-@pytest.mark.parametrize('model, closed', [(Line(), False), (Humps(0.5, 1.0), False), (Humps(0.5), True)])
+@pytest.mark.parametrize(
+    'model, closed', [(Line(), False), (Humps(0.5, 1.0), False), (Humps(0.5), True)]
+)
 def test_exact_values_lie_between_the_bounds(model, closed):
-    "Where modes are `closed` to each other rare chains make up the mean of 1/w, which a sample cannot show"
+    "Where modes are `closed` to each other rare chains make up the mean of 1/w"
     torch.manual_seed(0)
     n = 500
     z, x = simulated(model, n)
@@ -115,7 +119,7 @@ def test_the_gap_warns_where_acceptance_does_not():
 
 
 def test_chains_that_walk_back_use_the_sizes_of_the_forward_walk():
-    "The reverse walk draws after the forward one: its noise cannot reach the sizes, nor the lower bound"
+    "Other starts of the reverse walk leave the forward walk, and so its sizes, as they are"
     torch.manual_seed(0)
     model = Line()
     z, x = simulated(model, 5)

@@ -29,7 +29,7 @@ CLOSE = {
     torch.float32: {'rtol': 2e-6, 'atol': 3e-5},
     torch.float64: {'rtol': 1e-12, 'atol': 1e-11},
 }
-SHARE = {torch.float32: 2e-5, torch.float64: 1e-10}  # of gradients, which are probabilities of paths
+SHARE = {torch.float32: 2e-5, torch.float64: 1e-10}  # of paths, as gradients
 
 
 @st.composite
@@ -69,7 +69,7 @@ def as_logs(cores):
 
 
 def check_gradients(ours, cores, theirs, logs, positive=False):
-    "Gradients in the logarithms of cores; where nothing cancels, `positive`, those in cores up to a share of each"
+    "Gradients in the logarithms of cores; also in cores where no terms cancel, `positive`"
     dtype = cores[0].dtype
     found = torch.autograd.grad(ours, cores)
     expected = torch.autograd.grad(theirs, logs, retain_graph=True)
@@ -145,7 +145,7 @@ def test_a_mixture_agrees_with_the_list_of_its_normals(dtype, data):
     normals = torch.distributions.Normal(loc.double(), log_scale.double().exp())
     densities = normals.log_prob(z64[..., None])  # [6, m, d]
     used = torch.arange(d) < torch.tensor([len(core) for core in cores])[:, None]
-    top = densities.where(used, -math.inf).amax(-1)  # far away their differences would be rounded off
+    top = densities.where(used, -math.inf).amax(-1)  # far away differences are rounded off
     below = (densities - top[..., None])[:, torch.arange(m), index].sum(-1)
     expected = (below + masses).logsumexp(1) + top.sum(-1) - masses.logsumexp(0)
     found = mixture.log_prob(z)

@@ -238,7 +238,7 @@ def test_rings_trained_together_may_be_wide_or_not():
 
 
 def test_a_prior_of_an_earlier_release_has_the_same_density():
-    "Values of 0.4.1, of a prior made and moved as here"
+    "Values computed before the arithmetic was chosen by the cores, of a prior made as here"
     torch.manual_seed(0)
     prior = TRIP(6, components=5, rank=3)
     with torch.no_grad():

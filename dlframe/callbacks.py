@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['to_go_on', 'Periodic', 'StopAfter', 'LogTerms', 'gathered', 'Diverged', 'diverged', 'check_weights', 'Evaluate',
-           'Checkpoint', 'WholeFiles', 'read_checkpoint', 'newest', 'Interrupt', 'watched', 'Progress']
+           'Checkpoint', 'WholeFiles', 'read_checkpoint', 'newest', 'save_weights', 'Interrupt', 'watched', 'Progress']
 
 # %% ../nbs/35_callbacks.ipynb #c6c0a9e0
-import os, re, signal, sys, threading, zipfile
+import json, os, re, signal, sys, threading, zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
 
+import safetensors.torch
 import torch
 from fastcore.basics import patch
 from pytorch_lightning.callbacks import Callback, Checkpoint as LastCallback
@@ -323,6 +324,31 @@ def newest(
         saved = read_checkpoint(previous, to_go_on)
         print(f"{e}. Going on from the one before it, of step {saved['counters']['steps']}", file=sys.stderr)
         return previous, saved
+
+# %% ../nbs/35_callbacks.ipynb #81b4d238
+def _sort_metadata(file):
+    "Put the metadata in the header of a safetensors file in the order of their names"
+    with open(file, 'r+b') as f:
+        length = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(length))
+        if '__metadata__' not in header: return
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+        if len(text) > length: raise InvalidValue(f"the names of the model's parts must be plain text, got {shown([*header['__metadata__']])}")
+        f.seek(8)
+        f.write(text.ljust(length))
+
+def save_weights(
+    model:torch.nn.Module, # Its weights; a tensor with several names is written once
+    file:str|Path, # For example `checkpoints/model.safetensors`
+    home:Path|None=None # The folder whose list gets its checksum; not listed by default
+) -> None:
+    "Write weights so that equal weights are equal bytes; raises `OSError`, naming the file, if it cannot be written"
+    def save(new):
+        try: safetensors.torch.save_model(model, str(new))
+        except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
+        _sort_metadata(new)
+    save_whole(save, file, home)
 
 # %% ../nbs/35_callbacks.ipynb #1a337b2a
 class Interrupt(Callback):

@@ -15,7 +15,6 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytorch_lightning as pl
-import safetensors.torch
 import torch
 from fastcore.basics import patch
 from pytorch_lightning.strategies import DDPStrategy
@@ -23,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
-from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, watched
+from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, save_weights, watched
 from .checks import InvalidType, InvalidValue, MissingFile, Refusal, known, shortened, shown, whole
 from .devices import find_device
 from .distributions import validation
@@ -299,14 +298,11 @@ def end(self:Run,
     "Write the weights, or say how to go on"
     if not trainer.is_global_zero: return
     o, weights = self.optimization, self.folder/'checkpoints/model.safetensors'
-    def save(path):
-        try: safetensors.torch.save_model(o.model, str(path))
-        except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
     if o.interrupted:
         self.logger.finalize('stopped' if o.stopped_by == signal.SIGTERM and find_trial() else 'preempted' if o.stopped_by else 'interrupted') # an agent stops what is not worth going on
         record(self.folder, 'interrupted', steps=o.counters['steps'], signal=o.stopped_by and signal.Signals(o.stopped_by).name)
         print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})", flush=True)
-    else: save_whole(save, weights, self.folder)
+    else: save_weights(o.model, weights, self.folder)
 
 @patch
 def close(self:Run,

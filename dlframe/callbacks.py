@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['goals', 'to_go_on', 'Periodic', 'StopAfter', 'Measurement', 'measurements', 'awaited', 'is_new', 'read_once',
            'LogTerms', 'gathered', 'Diverged', 'diverged', 'check_weights', 'Evaluate', 'term_names', 'find_goal',
-           'StopEarly', 'Checkpoint', 'WholeFiles', 'read_checkpoint', 'newest', 'save_weights', 'Interrupt', 'watched',
-           'Progress']
+           'StopEarly', 'Checkpoint', 'WholeFiles', 'read_checkpoint', 'newest', 'FinalResults', 'why_early',
+           'save_weights', 'Interrupt', 'watched', 'Progress']
 
 # %% ../nbs/35_callbacks.ipynb #c6c0a9e0
 import json, os, re, signal, sys, threading, zipfile
@@ -403,8 +403,8 @@ def judge(self:StopEarly,
     unit = self.patience.unit
     waited = self.evaluations if unit == 'evaluations' else counters[unit] - self.since[unit]
     if waited < self.patience.amount*(1 - 1e-9): return # 0.3 - 0.2 is less than 0.1
-    what = 'was never finite' if self.best is None else f"has not improved on {self.best:.6g}, of step {self.since['steps']},"
-    self.stopped, self.reason = dict(counters), f'`{self.metric}` {what} for {self.patience}'
+    what = 'was never finite' if self.best is None else f'has not improved on {self.best:.6g}'
+    self.stopped, self.reason = dict(counters), f"`{self.metric}` {what} for {self.patience}, since step {self.since['steps']}"
 
 # %% ../nbs/35_callbacks.ipynb #35314821
 class Checkpoint(Periodic, LastCallback): # for Lightning calls such a one after all others
@@ -500,6 +500,32 @@ def newest(
         saved = read_checkpoint(previous, to_go_on)
         print(f"{e}. Going on from the one before it, of step {saved['counters']['steps']}", file=sys.stderr)
         return previous, saved
+
+# %% ../nbs/35_callbacks.ipynb #0460f51d
+class FinalResults(LastCallback): # stands behind the checkpoint
+    "Measure once, after the last checkpoint, and log what was found"
+    def __init__(self,
+        evaluators:Iterable[Evaluator] # What to measure
+    ):
+        self.looks = [Evaluate(e, None, at_start=False) for e in evaluators]
+        self.numbers = {} # what was found, by logged name
+        names = [look.name for look in self.looks]
+        for name in names:
+            if names.count(name) > 1: raise InvalidValue(f"`tests` must have different names, got {name!r} twice")
+
+    def setup(self, trainer, pl_module, stage):
+        for look in self.looks: look.evaluator.check(pl_module)
+
+    def on_train_end(self, trainer, pl_module):
+        if pl_module.interrupted or not trainer.is_global_zero: return
+        for look in self.looks: self.numbers.update(look.look(trainer, pl_module))
+
+def why_early(
+    trainer # Lightning's trainer, after training
+) -> str|None: # A sentence
+    "What ended training before its time, if early stopping did"
+    reasons = [getattr(c, 'reason', None) or getattr(c, 'stopping_reason_message', None) for c in trainer.callbacks]
+    return next(filter(None, reasons), None)
 
 # %% ../nbs/35_callbacks.ipynb #81b4d238
 def _sort_metadata(file):

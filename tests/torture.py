@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dlframe.architectures import MLP, Conditional, decoder, encoder, predictor
-from dlframe.callbacks import Evaluate, Evaluator, Periodic, newest
+from dlframe.callbacks import Evaluate, Evaluator, Periodic, StopEarly, newest
 from dlframe.classifier import Classifier
 from dlframe.data import Data, Items
 from dlframe.evaluation import PriorSamples, Terms
@@ -78,7 +78,14 @@ def readers():
     return Run(o, '20 epochs', [Evaluate(Terms('valid'), '1 epoch')], name='readers', log_every='4 steps', save_every='7 steps',
                callbacks=[Clock(), make(pl.callbacks.EarlyStopping, 'valid/loss', patience=1, min_delta=.05, check_on_train_epoch_end=True)])
 
-kinds = {f.__name__: f for f in (noisy, players, readers)}
+def shared():
+    "An encoder that stands in two places, as in a VampPrior; early stopping by a duration; final numbers"
+    q = encoder('mlp', (1, 8, 8), 3, [16])
+    o = Optimization(VAE(q, decoder('mlp', 3, (1, 8, 8), [16]), prior('vamp', 3, encoder=q, components=4)), Digits(), lr=.02, batch_size=200)
+    return Run(o, '40 epochs', [Evaluate(Terms('valid'), '4 steps')], name='shared', log_every='3 steps', save_every='5 steps', tests=[Terms('test')],
+               callbacks=[Clock(), StopEarly('valid/loss', '20 steps', min_delta=.5)])
+
+kinds = {f.__name__: f for f in (noisy, players, readers, shared)}
 
 def machine(root):
     "Where runs go, and how many processes read"
@@ -183,6 +190,8 @@ def compare(whole, killed, clock=True):
     if (whole/'checkpoints/model.safetensors').read_bytes() != (killed/'checkpoints/model.safetensors').read_bytes(): found.append('model.safetensors')
     saved = [newest(f)[1] for f in (whole, killed)]
     found += differences(*(saved if clock else map(unclocked, saved)))
+    results = [json.loads((f/'manifest.json').read_text()).get('results') for f in (whole, killed)]
+    found += differences(*results, 'results')
     pictures = [{str(p.relative_to(f)): p.read_bytes() for p in (f/'media').rglob('*.png')} for f in (whole, killed)]
     return found + differences(*pictures, 'media')
 

@@ -80,7 +80,7 @@ def readers():
 
 def shared():
     "An encoder that stands in two places, as in a VampPrior; early stopping by a duration; final numbers"
-    q = encoder('mlp', (1, 8, 8), 3, [16])
+    q = encoder('mlp', (1, 8, 8), 3, [16, 16, 16]) # eight names that two parts share
     o = Optimization(VAE(q, decoder('mlp', 3, (1, 8, 8), [16]), prior('vamp', 3, encoder=q, components=4)), Digits(), lr=.02, batch_size=200)
     return Run(o, '40 epochs', [Evaluate(Terms('valid'), '4 steps')], name='shared', log_every='3 steps', save_every='5 steps', tests=[Terms('test')],
                callbacks=[Clock(), StopEarly('valid/loss', '20 steps', min_delta=.5)])
@@ -291,7 +291,7 @@ def command(how, root, name):
         page = ['-m', 'papermill', ROOT/'nbs/experiments/train.ipynb', root/f'{name}.ipynb', '-p', 'save_every', '20 steps', '-p', 'train_for', '300 steps', '-p', 'evaluate_every', '70 steps', '-p', 'posterior', 'laplace']
         return [*page, *more]
     if (folder/'manifest.json').exists(): return ['-m', 'dlframe.run', '--package', 'torture', '--resume', folder]
-    return ['-m', 'dlframe.run', '--package', 'torture', root/'runs/noisy-whole/manifest.json', f'run.name={name}']
+    return ['-m', 'dlframe.run', '--package', 'torture', root/'runs/shared-whole/manifest.json', f'run.name={name}'] # only a process that is not forked has hashes of its own
 
 def processes(folder):
     "The process that writes to a run's folder, if it says so"
@@ -306,7 +306,7 @@ def commanded(how, root, kills, report, rng):
         assert start('papermill-whole').wait() == 0, (root/'papermill-whole.out').read_text()
         reference, name = root/'runs/papermill-whole', 'papermill-killed'
     else:
-        reference, name = whole('noisy', root)[0], 'command-killed'
+        reference, name = whole('shared', root)[0], 'command-killed'
     folder, seconds, done = root/'runs'/name, 2., 0
     while done < kills:
         process, before = start(name), processes(folder)

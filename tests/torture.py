@@ -21,12 +21,14 @@ from dlframe.evaluation import PriorSamples, Terms
 from dlframe.files import verify
 from dlframe.gan import GAN
 from dlframe.images import Digits
+from dlframe.loggers import logger
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.ramps import Ramp
 from dlframe.run import Run
 from dlframe.specs import Part, make
 from dlframe.status import state
+from dlframe.triggers import duration
 from dlframe.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -219,7 +219,7 @@ def curves(
     for ax, name in zip(axes[0], names):
         for column in (c for c in table.columns if c.split('/', 1)[-1] == name and not c.startswith('seconds/')):
             kept = table[[x, column]].dropna()
-            ax.plot(kept[x], kept[column], label=column.split('/')[0], lw=1)
+            ax.plot(kept[x], kept[column], label=column.split('/')[0], lw=1, marker='o' if len(kept) == 1 else None, ms=3) # final numbers are one point
         ax.set(title=name, xlabel=x)
     axes[0][0].set_ylabel('nats per sample'), axes[0][-1].legend()
     fig.tight_layout()

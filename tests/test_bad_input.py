@@ -47,7 +47,7 @@ def table(*rows):
     ({'bta': 0.1}, "ParameterError: `parameters` must be one of …'beta', …, got 'bta'; did you mean 'beta'?"),
     ({'beta': 'abc'}, "ParameterError: `beta` must be of type float, got 'abc'"),
     ({'name': 'taken'}, "FileExistsError: `name` must be that of a new run, got 'taken', whose folder is there already: …/runs/taken"),
-    ({'dataset': 'MNIST'}, "ValueError: …/MNIST/raw/train-images-idx3-ubyte is damaged: it has 100,000 bytes instead of 188,176. …"))
+    ({'dataset': 'MNIST'}, "InvalidValue: …/MNIST/raw/train-images-idx3-ubyte is damaged: it has 100,000 bytes instead of 188,176. …"))
 def test_papermill(values, said, tmp_path):
     there = world(tmp_path/'there')
     before = left(there)
@@ -133,7 +133,7 @@ def test_wrong_type(values, said, kernel, there): refused(kernel, there, said, *
     ({'model': 'classifier', 'weights': {'rate': 0.1}}, "UnknownName: `weights` must be one of 'loss', got 'rate'"),
     ({'beta_over': '10 epoks'}, "UnknownName: `beta_over` must be one of …, got 'epoks'; did you mean 'epochs'?"),
     ({'split': 'train+vald'}, "UnknownName: `split` must be one of 'train', 'valid', 'test', got 'vald'; did you mean 'valid'?"),
-    ({'save_every': '1 minut and more'}, "ValueError: `save_every` must be a number and a unit, …"),
+    ({'save_every': '1 minut and more'}, "InvalidValue: `save_every` must be a number and a unit, …"),
     ({'precision': 'bf17'}, "ValueError: Precision 'bf17' is invalid. …"),
     ({'logger': 'tensorboard+wandbb'}, "UnknownName: `logger` must be one of …, got 'wandbb'; did you mean 'wandb'?"),
     ({'train_for': '3 fortnights'}, "UnknownName: `train_for` must be one of 'seconds', …'steps', …, got 'fortnights'"),
@@ -142,38 +142,38 @@ def test_wrong_type(values, said, kernel, there): refused(kernel, there, said, *
 def test_unknown_name(values, said, kernel, there): refused(kernel, there, said, **values)
 
 @table(
-    ({'z_dim': 0}, "ValueError: `z_dim` must be at least 1, got 0"),
-    ({'beta': -1}, "ValueError: `beta` must be at least 0, got -1.0"),
-    ({'z_dim': -1}, "ValueError: `z_dim` must be at least 1, got -1"),
-    ({'n_samples': 0}, "ValueError: `n_samples` must be at least 1, got 0"),
-    ({'prior': 'mixture', 'prior_options': {'components': 0}}, "ValueError: `components` must be at least 1, got 0"),
-    ({'encoder_widths': [64, 0]}, "ValueError: `encoder_widths[1]` must be at least 1, got 0"),
-    ({'decoder_widths': [-1]}, "ValueError: `decoder_widths[0]` must be at least 1, got -1"),
-    ({'decoder': 'deconv', 'decoder_widths': []}, "ValueError: `…` must …, got []"),
-    ({'encoder': 'conv', 'encoder_widths': [8]*5}, "ValueError: `channels` must leave an image of at least one pixel, got size 1 before layer 3 with kernel 4"),
-    ({'likelihood': 'normal', 'scale': -1.}, "ValueError: `scale` must be larger than 0, got -1.0"),
+    ({'z_dim': 0}, "InvalidValue: `z_dim` must be at least 1, got 0"),
+    ({'beta': -1}, "InvalidValue: `beta` must be at least 0, got -1.0"),
+    ({'z_dim': -1}, "InvalidValue: `z_dim` must be at least 1, got -1"),
+    ({'n_samples': 0}, "InvalidValue: `n_samples` must be at least 1, got 0"),
+    ({'prior': 'mixture', 'prior_options': {'components': 0}}, "InvalidValue: `components` must be at least 1, got 0"),
+    ({'encoder_widths': [64, 0]}, "InvalidValue: `encoder_widths[1]` must be at least 1, got 0"),
+    ({'decoder_widths': [-1]}, "InvalidValue: `decoder_widths[0]` must be at least 1, got -1"),
+    ({'decoder': 'deconv', 'decoder_widths': []}, "InvalidValue: `…` must …, got []"),
+    ({'encoder': 'conv', 'encoder_widths': [8]*5}, "InvalidValue: `channels` must leave an image of at least one pixel, got size 1 before layer 3 with kernel 4"),
+    ({'likelihood': 'normal', 'scale': -1.}, "InvalidValue: `scale` must be larger than 0, got -1.0"),
     ({'scale': .5}, "ValueError: `scale` must be 0 unless the likelihood is normal, got 0.5 for bernoulli"),
     ({'model': 'classifier', 'prior': 'noraml'}, "UnknownName: `prior` must be one of …, got 'noraml'…"),
     ({'model': 'VIB', 'gradient': 'stl'}, "ValueError: `gradient` and `sampled_rate` must be left as they are unless the model is a VAE or an IWAE, got 'stl' and False for VIB"),
-    ({'model': 'IWAE', 'n_samples': 5, 'weights': {'rate': .1}}, "ValueError: `weights` must not be given for a VAE whose loss is no sum of its terms, got {'rate': 0.1}…"),
-    ({'lr': 0.}, "ValueError: `lr` must be larger than 0, got 0.0"),
-    ({'batch_size': 0}, "ValueError: `batch_size` must be at least 1, got 0"),
-    ({'gradient_clip': -1.}, "ValueError: `gradient_clip` must be larger than 0, got -1.0"),
-    ({'seed': -1}, "ValueError: `seed` must be at least 0, got -1"),
-    ({'train_for': 'soon'}, "ValueError: `train_for` must be a number and a unit, like …, got 'soon'"),
-    ({'train_for': '0 steps'}, "ValueError: `train_for` must be larger than 0, got '0 steps'"),
-    ({'evaluate_every': '0 epochs'}, "ValueError: `evaluate_every` must be larger than 0, got '0 epochs'"),
-    ({'predictor_widths': [8, 0]}, "ValueError: `predictor_widths[1]` must be at least 1, got 0"),
+    ({'model': 'IWAE', 'n_samples': 5, 'weights': {'rate': .1}}, "InvalidValue: `weights` must not be given for a VAE whose loss is no sum of its terms, got {'rate': 0.1}…"),
+    ({'lr': 0.}, "InvalidValue: `lr` must be larger than 0, got 0.0"),
+    ({'batch_size': 0}, "InvalidValue: `batch_size` must be at least 1, got 0"),
+    ({'gradient_clip': -1.}, "InvalidValue: `gradient_clip` must be larger than 0, got -1.0"),
+    ({'seed': -1}, "InvalidValue: `seed` must be at least 0, got -1"),
+    ({'train_for': 'soon'}, "InvalidValue: `train_for` must be a number and a unit, like …, got 'soon'"),
+    ({'train_for': '0 steps'}, "InvalidValue: `train_for` must be larger than 0, got '0 steps'"),
+    ({'evaluate_every': '0 epochs'}, "InvalidValue: `evaluate_every` must be larger than 0, got '0 epochs'"),
+    ({'predictor_widths': [8, 0]}, "InvalidValue: `predictor_widths[1]` must be at least 1, got 0"),
     ({'optimizer_options': {'lr': 1.}}, "ValueError: `optimizer_options` must not hold 'lr', which is a parameter itself, got 1.0"),
-    ({'schedule': {'CosineAnnealingLR': {'T_max': '10 minutes'}}}, "ValueError: `CosineAnnealingLR.T_max` must be in steps or epochs, got '10 minutes'"),
-    ({'groups': {'encoder': {'lr': -1.}}}, "ValueError: `groups.encoder.lr` must be at least 0, got -1.0"),
-    ({'weights': {'rate': -1.}}, "ValueError: `weights.rate` must be at least 0, got -1.0"),
-    ({'accumulate': 0}, "ValueError: `accumulate` must be at least 1, got 0"),
-    ({'beta_over': '0 epochs'}, "ValueError: `beta_over` must be larger than 0, got '0 epochs'"),
-    ({'save_every': '0 steps'}, "ValueError: `save_every` must be larger than 0, got '0 steps'"),
-    ({'dataset': 'CelebA', 'dataset_options': {'pixels': 0}}, "ValueError: `pixels` must be at least 1, got 0"),
+    ({'schedule': {'CosineAnnealingLR': {'T_max': '10 minutes'}}}, "InvalidValue: `CosineAnnealingLR.T_max` must be in steps or epochs, got '10 minutes'"),
+    ({'groups': {'encoder': {'lr': -1.}}}, "InvalidValue: `groups.encoder.lr` must be at least 0, got -1.0"),
+    ({'weights': {'rate': -1.}}, "InvalidValue: `weights.rate` must be at least 0, got -1.0"),
+    ({'accumulate': 0}, "InvalidValue: `accumulate` must be at least 1, got 0"),
+    ({'beta_over': '0 epochs'}, "InvalidValue: `beta_over` must be larger than 0, got '0 epochs'"),
+    ({'save_every': '0 steps'}, "InvalidValue: `save_every` must be larger than 0, got '0 steps'"),
+    ({'dataset': 'CelebA', 'dataset_options': {'pixels': 0}}, "InvalidValue: `pixels` must be at least 1, got 0"),
     ({'resume': 'nowhere'}, "FileNotFoundError: `resume` must be the folder of a run to go on with, got 'nowhere'"),
-    ({'name': '../escaped'}, "ValueError: `name` must be letters, …, got '../escaped'"),
+    ({'name': '../escaped'}, "InvalidValue: `name` must be letters, …, got '../escaped'"),
     ({'trainer': {'precision': 'bf17'}}, "…'bf17'…"),
     ({'trainer': {'devices': 0}}, "…devices=0…"),
     ({'trainer': {'gradient_clip_val': 1.}}, "…gradient_clip_val…"))
@@ -183,28 +183,28 @@ def test_impossible_value(values, said, kernel, there): refused(kernel, there, s
     ({'model': 'GNA'}, "UnknownName: `model` must be one of 'GAN', 'VAEGAN', got 'GNA'; did you mean 'GAN'?"),
     ({'generator': 'conv'}, "UnknownName: `generator` must be one of 'mlp', 'deconv', got 'conv'; did you mean 'deconv'?"),
     ({'discriminator': 'deconv'}, "UnknownName: `discriminator` must be one of 'mlp', 'conv', got 'deconv'; did you mean 'conv'?"),
-    ({'generator_widths': [0]}, "ValueError: `generator_widths[0]` must be at least 1, got 0"),
-    ({'discriminator_widths': [0]}, "ValueError: `discriminator_widths[0]` must be at least 1, got 0"),
-    ({'model': 'VAEGAN', 'gamma': -1.}, "ValueError: `gamma` must be at least 0, got -1.0"),
+    ({'generator_widths': [0]}, "InvalidValue: `generator_widths[0]` must be at least 1, got 0"),
+    ({'discriminator_widths': [0]}, "InvalidValue: `discriminator_widths[0]` must be at least 1, got 0"),
+    ({'model': 'VAEGAN', 'gamma': -1.}, "InvalidValue: `gamma` must be at least 0, got -1.0"),
     ({'players': {'discriminator': 3}}, "ParameterError: `players` must be of type dict, got 3"),
     ({'players': {'discriminatr': {}}}, "UnknownName: `players` must be one of 'discriminator', 'generator', got 'discriminatr'; did you mean 'discriminator'?"),
-    ({'players': {'discriminator': {'lr': 0.}}}, "ValueError: `players.discriminator.lr` must be larger than 0, got 0.0"),
-    ({'players': {'discriminator': {'steps': 0}}}, "ValueError: `players.discriminator.steps` must be at least 1, got 0"),
+    ({'players': {'discriminator': {'lr': 0.}}}, "InvalidValue: `players.discriminator.lr` must be larger than 0, got 0.0"),
+    ({'players': {'discriminator': {'steps': 0}}}, "InvalidValue: `players.discriminator.steps` must be at least 1, got 0"),
     ({'players': {'generator': {'lrr': 1.}}}, "UnknownName: `Adam option` must be one of 'lr', …, got 'lrr'; did you mean 'lr'?"),
     ({'train_for': '9 decoder_steps'}, "UnknownName: `train_for` must be one of …'generator_steps', got 'decoder_steps'…"),
     ({'evaluate_every': '9 encoder_steps'}, "UnknownName: `evaluate_every` must be one of …, got 'encoder_steps'…"))
 def test_gan(values, said, kernel, there): refused(kernel, there, said, 'gan', **values)
 
 @table(
-    ({'run': 'nowhere'}, "FileNotFoundError: `run` must be a folder, or a run of W&B like 'entity/project/run_id', got 'nowhere'"),
-    ({'run': '.'}, "FileNotFoundError: `run` must be the folder of a run with a checkpoint, got . without manifest.json"),
+    ({'run': 'nowhere'}, "MissingFile: `run` must be a folder, or a run of W&B like 'entity/project/run_id', got 'nowhere'"),
+    ({'run': '.'}, "MissingFile: `run` must be the folder of a run with a checkpoint, got . without manifest.json"),
     ({'split': 'tset'}, "UnknownName: `split` must be one of 'train', 'valid', 'test', got 'tset'; did you mean 'test'?"),
     ({'split': ''}, "UnknownName: `split` must be one of 'train', 'valid', 'test', got ''"),
-    ({'n': -1}, "ValueError: `n` must be at least 0, got -1"),
+    ({'n': -1}, "InvalidValue: `n` must be at least 0, got -1"),
     ({'n': 'all'}, "ParameterError: `n` must be of type int, got 'all'"),
-    ({'n_samples': 0}, "ValueError: `n_samples` must be at least 1, got 0"),
+    ({'n_samples': 0}, "InvalidValue: `n_samples` must be at least 1, got 0"),
     ({'device': 'gpu'}, "UnknownName: `device` must be one of 'auto', 'cpu', 'cuda', …, got 'gpu'…"),
-    ({'device': 'cuda:99'}, "ValueError: `device` must be one of cpu… on this machine, got 'cuda:99'"),
+    ({'device': 'cuda:99'}, "InvalidValue: `device` must be one of cpu… on this machine, got 'cuda:99'"),
     ({'export': '.'}, "FileExistsError: `export` must be a new or an empty folder, got '.'"))
 def test_evaluate(values, said, kernel, there): refused(kernel, there, said, 'evaluate', **values)
 
@@ -230,23 +230,23 @@ def test_damaged_file(name, damage, said, kernel, there, variables, tmp_path):
     damage(file)
     before = left(tmp_path)
     variables(DATA_ROOT=tmp_path)
-    refused(kernel, there, f"ValueError: {file} is damaged: it has {said}. Delete it (or put a good copy in its place) and run again", dataset='MNIST')
+    refused(kernel, there, f"InvalidValue: {file} is damaged: it has {said}. Delete it (or put a good copy in its place) and run again", dataset='MNIST')
     assert left(tmp_path) == before
 
 def test_labels_of_other_images(kernel, there, variables, tmp_path):
     labels = mnist(tmp_path/'240')/'MNIST/raw/train-labels-idx1-ubyte'
     labels.write_bytes((mnist(tmp_path/'120', 120)/'MNIST/raw/train-labels-idx1-ubyte').read_bytes())
     variables(DATA_ROOT=tmp_path/'240')
-    refused(kernel, there, "ValueError: …MNIST…240…120…", dataset='MNIST')
+    refused(kernel, there, "InvalidValue: …MNIST…240…120…", dataset='MNIST')
 
 @pytest.mark.parametrize('root', ['nothing', 'nowhere', 'file'])
 def test_no_data_and_no_network(root, kernel, there, variables):
     variables(DATA_ROOT=there/root)
-    refused(kernel, there, f"FileNotFoundError: `dataset` MNIST is not in {there/root} and could not be downloaded (…): set DATA_ROOT to the folder that holds it, …", dataset='MNIST')
+    refused(kernel, there, f"MissingFile: `dataset` MNIST is not in {there/root} and could not be downloaded (…): set DATA_ROOT to the folder that holds it, …", dataset='MNIST')
 
 def test_downloads_are_forbidden(kernel, there, variables):
     variables(DEVICE_NAME='cluster')
-    refused(kernel, there, f"FileNotFoundError: `dataset` MNIST must be in {there/'nothing'} and may not be downloaded on this machine: set DATA_ROOT …", dataset='MNIST')
+    refused(kernel, there, f"MissingFile: `dataset` MNIST must be in {there/'nothing'} and may not be downloaded on this machine: set DATA_ROOT …", dataset='MNIST')
 
 def test_unknown_device(kernel, there, variables):
     variables(DEVICE_NAME='clutser')

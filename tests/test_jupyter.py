@@ -67,8 +67,8 @@ def shown(kernel, source):
 # Errors
 
 @pytest.mark.parametrize('source, said', [
-    ("new_run('x', '5 epocs')", "UnknownName: `train_for` must be one of"), ("new_run('x', seed=-1)", "ValueError: `seed` must be at least 0, got -1"),
-    ("prior('standard_normal', 2.5)", 'TypeError: `'), ("images('digits')['vaild']", "did you mean 'valid'?")])
+    ("new_run('x', '5 epocs')", "UnknownName: `train_for` must be one of"), ("new_run('x', seed=-1)", "InvalidValue: `seed` must be at least 0, got -1"),
+    ("prior('standard_normal', 2.5)", 'InvalidType: `'), ("images('digits')['vaild']", "did you mean 'valid'?")])
 def test_a_refusal_is_a_few_lines(kernel, source, said):
     lines = shown(kernel, source)
     assert len(lines) <= 12 and said in lines[-1] and lines[0].startswith('Cell In[') and lines[1] == f'    {source}'
@@ -92,7 +92,7 @@ def test_all_of_it_can_be_asked_for(kernel):
     lines = shown(kernel, WRONG)
     everything = kernel.cell('%tb') and [m for m in kernel.heard if m['msg_type'] == 'error'][0]['content']['traceback']
     assert len('\n'.join(everything).splitlines()) > 2*len(lines)
-    assert kernel.cell('import sys; print(type(sys.last_value).__name__, sys.last_traceback is not None)') == ('', 'ValueError True\n')
+    assert kernel.cell('import sys; print(type(sys.last_value).__name__, sys.last_traceback is not None)') == ('', 'InvalidValue True\n')
     kernel.cell("os.environ['DLFRAME_DEBUG'] = '1'")
     assert len(shown(kernel, WRONG)) > 2*len(lines)
     kernel.cell("del os.environ['DLFRAME_DEBUG']")

@@ -164,7 +164,7 @@ def test_report_of_a_sweep_that_has_just_begun(home, tmp_path):
     assert pictures == 0 and said.count('`table` must hold') == 6
 
 @pytest.mark.parametrize('values, said', [
-    ({'sweep': 'nowhere'}, "FileNotFoundError: `where` must be a folder with runs, or a sweep of W&B like 'entity/project/sweeps/id', got 'nowhere'"), ({'metric': 'valid/ebol'}, "did you mean 'valid/elbo'?"), ({'goal': 'max'}, "did you mean 'maximize'?"), ({'by': 'first'}, '`by` must be one of'),
+    ({'sweep': 'nowhere'}, "MissingFile: `where` must be a folder with runs, or a sweep of W&B like 'entity/project/sweeps/id', got 'nowhere'"), ({'metric': 'valid/ebol'}, "did you mean 'valid/elbo'?"), ({'goal': 'max'}, "did you mean 'maximize'?"), ({'by': 'first'}, '`by` must be one of'),
     ({'x': 'epoch'}, "did you mean 'epochs'?"), ({'top': 0}, '`top` must be at least 1, got 0'), ({'split': 'tset'}, "did you mean 'test'?"), ({'storage': 'sqlite:///nothing.db'}, 'which is not there')], ids=lambda v: ' '.join(v) if isinstance(v, dict) else '')
 def test_report_refuses(values, said, sweep, kernel):
     before = left(sweep)

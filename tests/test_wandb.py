@@ -119,7 +119,7 @@ def test_what_is_logged_arrives_and_is_loaded(tmp_path):
     left_out = '1 of 3 runs left out: without valid/loss, or without a checkpoint'
     assert said[:5] == [f'{kept/name} 7.0', left_out, f'{kept}/sweep1r1 6.0', left_out, f'{kept}/sweep1r2 7.0'] # 12 at its best, 7 at its end
     assert "did you mean 'valid/loss'?" in said[5]
-    assert said[6].startswith(f"FileNotFoundError: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:") and said[7].startswith('FileNotFoundError')
+    assert said[6].startswith(f"MissingFile: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:") and said[7].startswith('MissingFile')
     for run, folder in (name, 'a'), ('sweep1r1', 's1'), ('sweep1r2', 's2'):
         assert {str(p.relative_to(kept/run)) for p in (kept/run).rglob('*') if p.is_file()} == {*FILES[:3], 'wandb_id'}
         for f in FILES[:3]: assert (kept/run/f).read_bytes() == (home/'runs'/folder/f).read_bytes()

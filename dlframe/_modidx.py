@@ -546,6 +546,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dlframe.distributions._curvature': ('distributions.html#_curvature', 'dlframe/distributions.py'),
                                        'dlframe.distributions._directional': ( 'distributions.html#_directional',
                                                                                'dlframe/distributions.py'),
+                                       'dlframe.distributions._distance': ('distributions.html#_distance', 'dlframe/distributions.py'),
                                        'dlframe.distributions._distance_variance': ( 'distributions.html#_distance_variance',
                                                                                      'dlframe/distributions.py'),
                                        'dlframe.distributions._draw_logits': ( 'distributions.html#_draw_logits',

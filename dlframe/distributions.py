@@ -393,6 +393,10 @@ class NormalHead(Head):
         return DiagonalNormal(loc, rest[0] if rest else torch.full_like(loc, self.log_scale), len(self.event_shape))
 
 # %% ../nbs/02_distributions.ipynb #c5a7c333
+def _distance(x, y):
+    "The absolute difference; where it is 0 no gradient comes through, not even an infinite one"
+    return torch.where(x == y, 0., (x - y).abs())
+
 class Laplace(td.Laplace):
     "Laplace distributions given by `loc` and `log_scale`, whose density is finite at `loc` for every log-scale"
     arg_constraints = {'loc': constraints.real, 'log_scale': constraints.real}
@@ -416,13 +420,13 @@ class Laplace(td.Laplace):
     def _away(self, value):
         "Distance from the mode in units of the scale"
         scale, rest = self._parts()
-        return (value - self.loc).abs()/scale*rest
+        return _distance(value, self.loc)/scale*rest
 
     def log_prob(self, value):
         if self._validate_args: self._validate_sample(value)
         scale, rest = self._parts()
         beyond = F.softshrink(self.log_scale, _largest_exponent(self.log_scale))
-        return -(2*scale).log() - beyond - (value - self.loc).abs()/scale*rest
+        return -(2*scale).log() - beyond - _distance(value, self.loc)/scale*rest
 
     def entropy(self): return 1 + math.log(2) + self.log_scale
 
@@ -432,8 +436,10 @@ class Laplace(td.Laplace):
 
 @register_kl(Laplace, Laplace)
 def _kl_laplace(p, q):
-    ratio = p.log_scale - q.log_scale
-    return q._away(p.loc) + (ratio - p._away(q.loc)).exp() - 1 - ratio
+    ratio, d = p.log_scale - q.log_scale, (p.loc - q.loc).abs()
+    apart = d.log() - p.log_scale > 80 # by more scales than a float holds, where the exponential is 0
+    overlap = (ratio - standardize(d, p.log_scale.masked_fill(apart, 0.))).exp().masked_fill(apart, 0.)
+    return q._away(p.loc) + overlap - 1 - ratio
 
 class LaplaceHead(Head):
     "Independent Laplace distributions; the mode minimises the absolute error"
@@ -501,7 +507,7 @@ class ContinuousBernoulliHead(Head):
         "A density on [0, 1] for each number"
         return Independent(ContinuousBernoulli(self.unpack(h)[0]), len(self.event_shape))
 
-# %% ../nbs/02_distributions.ipynb #f320c2cb
+# %% ../nbs/02_distributions.ipynb #9550d5b6
 def _polynomial(x, coefficients):
     "Numbers or tensors times powers of `x`, the constant first"
     total = coefficients[-1]
@@ -513,7 +519,7 @@ _bernoulli_numbers = (1/12, -1/720, 1/30240, -1/1209600, 1/47900160, -691/130767
 
 def _small_and_large(m):
     "`m` where it is below 1 and where it is above, and the coefficients of the series that `m` below 1 needs in its format"
-    return m.clamp(max=1), m.clamp(min=1), _bernoulli_numbers[:5 if torch.finfo(m.dtype).eps > 1e-10 else 10]
+    return torch.where(m < 1, m, 0.), torch.where(m < 1, 1., m), _bernoulli_numbers[:5 if torch.finfo(m.dtype).eps > 1e-10 else 10]
 
 def _mean_distance(
     m:Tensor # Rates of decay, at least 0
@@ -552,7 +558,7 @@ def _height_slope(logits):
     mean = _mean_distance(_magnitude(logits))
     return torch.where(logits < 0, -mean, mean)
 
-# %% ../nbs/02_distributions.ipynb #7757bf9a
+# %% ../nbs/02_distributions.ipynb #6db51541
 def _near_zero(x): return 3*torch.finfo(x.dtype).eps**(1/6) # where series of five terms are exact
 
 def _curvature(
@@ -566,8 +572,10 @@ def _curvature(
 
 def _log_mix(a, b, m):
     r"$\log(a + b\,e^{-m})$ for a + b = 1, both exact where they are small"
-    small = (a + b*(-m).exp()).clamp_min(torch.finfo(m.dtype).tiny).log()
-    return torch.maximum(torch.where(a < .5, small, torch.log1p(b*torch.expm1(-m))), -m)
+    total = torch.where(a > 0, a + b*(-m).exp(), 1.)
+    small = total < .5
+    log = torch.where(small, total.log(), torch.log1p(torch.where(small, 0., b)*torch.expm1(-m)))
+    return torch.where(a > 0, log, -m)
 
 def _exponential_icdf(
     logits:Tensor, # Any finite numbers

@@ -558,7 +558,7 @@ def _height_slope(logits):
     mean = _mean_distance(_magnitude(logits))
     return torch.where(logits < 0, -mean, mean)
 
-# %% ../nbs/02_distributions.ipynb #6db51541
+# %% ../nbs/02_distributions.ipynb #22ad2e96
 def _near_zero(x): return 3*torch.finfo(x.dtype).eps**(1/6) # where series of five terms are exact
 
 def _curvature(
@@ -574,7 +574,7 @@ def _log_mix(a, b, m):
     r"$\log(a + b\,e^{-m})$ for a + b = 1, both exact where they are small"
     total = torch.where(a > 0, a + b*(-m).exp(), 1.)
     small = total < .5
-    log = torch.where(small, total.log(), torch.log1p(torch.where(small, 0., b)*torch.expm1(-m)))
+    log = torch.where(small, total.log(), torch.log1p(torch.where(small | (a == 0), 0., b)*torch.expm1(-m)))
     return torch.where(a > 0, log, -m)
 
 def _exponential_icdf(

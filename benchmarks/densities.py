@@ -1,4 +1,5 @@
 "Two models that found wrong densities: grey MNIST with a continuous Bernoulli, digits with beta 0; `python benchmarks/densities.py mnist`, or `digits`"
+
 import math
 import sys
 from types import SimpleNamespace
@@ -31,8 +32,8 @@ def train(data, likelihood, beta, steps, widths, z_dim, lr, batch_size=128):
 
 def mnist():
     data = dataset('MNIST')
-    epoch = math.ceil(len(data['train'])/128)
-    vae = train(data, 'continuous_bernoulli', 1., 6*epoch, 128, 20, 1e-3)
+    epoch = math.ceil(len(data['train']) / 128)
+    vae = train(data, 'continuous_bernoulli', 1.0, 6 * epoch, 128, 20, 1e-3)
     with torch.no_grad():
         x = data.prepare(data['valid'][:1000])['x']
         p = vae.decode(vae.encode(x).rsample())
@@ -40,28 +41,41 @@ def mnist():
         old = td.ContinuousBernoulli(logits=logits).log_prob(x).flatten(1).sum(1)
         wide = td.ContinuousBernoulli(logits=logits.double()).log_prob(x.double()).flatten(1).sum(1)
         exact = logits.double()
-        height = (exact.abs()/-torch.expm1(-exact.abs())).log()
-        exact = (exact*(x.double() - (exact >= 0).double()) + height).flatten(1).sum(1)
+        height = (exact.abs() / -torch.expm1(-exact.abs())).log()
+        exact = (exact * (x.double() - (exact >= 0).double()) + height).flatten(1).sum(1)
     beyond = [(logits.abs() > limit).float().mean().item() for limit in (16, 36)]
-    print(f'logits beyond 16: {beyond[0]:.1%}, beyond 36: {beyond[1]:.1%}, largest {logits.abs().max():.0f}')
-    print(f'E log p(x|z): torch in float32 {old.mean():.1f}, torch in float64 {wide.mean():.1f},', end=' ')
+    print(
+        f'logits beyond 16: {beyond[0]:.1%}, beyond 36: {beyond[1]:.1%}, largest {logits.abs().max():.0f}'
+    )
+    print(
+        f'E log p(x|z): torch in float32 {old.mean():.1f}, torch in float64 {wide.mean():.1f},',
+        end=' ',
+    )
     print(f'now {p.log_prob(x).mean():.1f}, by the formula in float64 {exact.mean():.1f}')
 
 
 def digits():
     data = dataset('digits')
-    vae = train(data, 'bernoulli', 0., 6_000, 128, 8, 5e-3)
+    vae = train(data, 'bernoulli', 0.0, 6_000, 128, 8, 5e-3)
     look = SimpleNamespace(model=vae, data=data, device=torch.device('cpu'), counters={'steps': 0})
     found = AggregatePosterior(n=None)(look)
-    with torch.no_grad(): q = vae.encode(data.prepare(data['valid'][:])['x'])
+    with torch.no_grad():
+        q = vae.encode(data.prepare(data['valid'][:])['x'])
     n, z = len(q.loc), q.sample()
     z64, loc, log_scale = z.double(), q.loc.double(), q.log_scale.double()
-    precision = (-2*log_scale).exp()
-    constant = -(log_scale + .5*loc*loc*precision + .5*math.log(2*math.pi)).sum(-1) - math.log(n)
-    written = (z64*z64) @ (-.5*precision).T + z64 @ (loc*precision).T + constant # as it was
+    precision = (-2 * log_scale).exp()
+    constant = -(log_scale + 0.5 * loc * loc * precision + 0.5 * math.log(2 * math.pi)).sum(
+        -1
+    ) - math.log(n)
+    written = (z64 * z64) @ (-0.5 * precision).T + z64 @ (loc * precision).T + constant  # as it was
     each = DiagonalNormal(loc, log_scale).log_prob(z64)
-    print(f'{n} images, log-scales from {q.log_scale.max():.1f} to {q.log_scale.min():.1f}, log n = {math.log(n):.3f}')
-    print(f"information: written out {(each - written.logsumexp(-1)).mean():.3f}, now {found['information'].value:.3f}")
+    print(
+        f'{n} images, log-scales from {q.log_scale.max():.1f} to {q.log_scale.min():.1f}, log n = {math.log(n):.3f}'
+    )
+    print(
+        f"information: written out {(each - written.logsumexp(-1)).mean():.3f}, now {found['information'].value:.3f}"
+    )
 
 
-if __name__ == '__main__': {'mnist': mnist, 'digits': digits}[sys.argv[1]]()
+if __name__ == '__main__':
+    {'mnist': mnist, 'digits': digits}[sys.argv[1]]()

@@ -25,25 +25,28 @@ from torch.distributions.kl import register_kl
 from .checks import InvalidType, InvalidValue, known, real, whole, wholes, with_article
 from .specs import Part
 
-# %% ../nbs/02_distributions.ipynb #67ffcca6
-def _largest_exponent(x): return math.floor(math.log(torch.finfo(x.dtype).max)) - 1
+# %% ../nbs/02_distributions.ipynb #f5191865
+def _largest_exponent(x):
+    return math.floor(math.log(torch.finfo(x.dtype).max)) - 1
+
 
 def _exponents(
-    log_scale:Tensor # Any finite numbers
-) -> tuple[Tensor, Tensor]: # Both with finite exponentials; the second is 0 where the first is `log_scale`
-    "Split exponents into two, whose sum is `log_scale`, or large enough to overflow or vanish as it would"
+    log_scale: Tensor,  # Any finite numbers
+) -> tuple[Tensor, Tensor]:  # With finite exponentials; the second is 0 in the range of a float
+    "Split exponents into two, whose sum is `log_scale` or overflows and vanishes as it does"
     limit = _largest_exponent(log_scale)
     inner = log_scale.clamp(-limit, limit)
     outer = F.softshrink(log_scale, limit).clamp(-limit, limit)
     return inner, outer
 
+
 def standardize(
-    residual:Tensor, # Value minus location
-    log_scale:Tensor # Logarithm of the scale
-) -> Tensor: # `residual/exp(log_scale)`, 0 for a residual of 0
+    residual: Tensor,  # Value minus location
+    log_scale: Tensor,  # Logarithm of the scale
+) -> Tensor:  # `residual/exp(log_scale)`, 0 for a residual of 0
     "Divide by a scale given by its logarithm"
     inner, outer = _exponents(log_scale)
-    return residual*(-inner).exp()*(-outer).exp()
+    return residual * (-inner).exp() * (-outer).exp()
 
 # %% ../nbs/02_distributions.ipynb #058d1a0a
 class DiagonalNormal(Distribution):
@@ -190,85 +193,123 @@ def validation(
     try: yield
     finally: Distribution._validate_args = before
 
-# %% ../nbs/02_distributions.ipynb #3fe8f787
+# %% ../nbs/02_distributions.ipynb #27c9b082
 def _apart(
-    z:Tensor, # Rows, `[..., N, D]`
-    loc:Tensor, # Means, `[..., K, D]`
-    log_scale:Tensor # Same shape as `loc`
-) -> Tensor: # `[..., N, K, D]`
+    z: Tensor,  # Rows, `[..., N, D]`
+    loc: Tensor,  # Means, `[..., K, D]`
+    log_scale: Tensor,  # Same shape as `loc`
+) -> Tensor:  # `[..., N, K, D]`
     "Subtract each mean from each row, in units of the scale"
     return standardize(z.unsqueeze(-2) - loc.unsqueeze(-3), log_scale.unsqueeze(-3))
 
+
 def _pieces(z, loc, size=2**22):
     "Rows, so many at a time that a piece has at most `size` numbers when compared with each mean"
-    return z.split(max(1, size//max(1, loc.shape[-2]*loc.shape[-1])), -2)
+    return z.split(max(1, size // max(1, loc.shape[-2] * loc.shape[-1])), -2)
 
-def _some(narrow): return narrow.reshape(-1, narrow.shape[-1]).any(0).nonzero()[:, 0]
+
+def _some(narrow):
+    return narrow.reshape(-1, narrow.shape[-1]).any(0).nonzero()[:, 0]
+
 
 @torch.library.custom_op('dlframe::narrow_exponents', mutates_args=())
-def _narrow_exponents(z:Tensor, loc:Tensor, log_scale:Tensor, narrow:Tensor) -> Tensor:
+def _narrow_exponents(z: Tensor, loc: Tensor, log_scale: Tensor, narrow: Tensor) -> Tensor:
     out, k = z.new_zeros(*z.shape[:-1], loc.shape[-2]), _some(narrow)
-    if not len(k): return out
+    if not len(k):
+        return out
     means = loc[..., k, :], log_scale[..., k, :]
-    nats = [-.5*_apart(rows, *means).square().sum(-1) for rows in _pieces(z, means[0])]
-    out[..., k] = torch.where(narrow.unsqueeze(-2)[..., k], torch.cat(nats, -2), 0.)
+    nats = [-0.5 * _apart(rows, *means).square().sum(-1) for rows in _pieces(z, means[0])]
+    out[..., k] = torch.where(narrow.unsqueeze(-2)[..., k], torch.cat(nats, -2), 0.0)
     return out
 
+
 @torch.library.custom_op('dlframe::narrow_exponents_grad', mutates_args=())
-def _narrow_exponents_grad(g:Tensor, z:Tensor, loc:Tensor, log_scale:Tensor, narrow:Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _narrow_exponents_grad(
+    g: Tensor, z: Tensor, loc: Tensor, log_scale: Tensor, narrow: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     outs, k = [torch.zeros_like(t) for t in (z, loc, log_scale)], _some(narrow)
-    if not len(k): return tuple(outs)
+    if not len(k):
+        return tuple(outs)
     loc, log_scale = loc[..., k, :], log_scale[..., k, :]
-    g = torch.where(narrow.unsqueeze(-2)[..., k], g[..., k], 0.)
+    g = torch.where(narrow.unsqueeze(-2)[..., k], g[..., k], 0.0)
     done = 0
     for rows in _pieces(z, loc):
         some = slice(done, done + rows.shape[-2])
         weights = g[..., some, :].unsqueeze(-1)
-        away = _apart(rows, loc, log_scale).where(weights != 0, 0.) # squares may overflow where there is no weight
-        pull = standardize(weights*away, log_scale.unsqueeze(-3))
+        # squares may overflow where there is no weight
+        away = _apart(rows, loc, log_scale).where(weights != 0, 0.0)
+        pull = standardize(weights * away, log_scale.unsqueeze(-3))
         outs[0][..., some, :] = -pull.sum(-2)
         outs[1][..., k, :] += pull.sum(-3)
-        outs[2][..., k, :] += (weights*away*away).sum(-3)
+        outs[2][..., k, :] += (weights * away * away).sum(-3)
         done = some.stop
     return tuple(outs)
 
 # %% ../nbs/02_distributions.ipynb #78a2e4b9
 def _batched(info, in_dims, op, tensors):
-    front = [t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims)]
+    front = [
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in zip(tensors, in_dims)
+    ]
     out = op(*front)
-    return out, 0 if isinstance(out, Tensor) else (0,)*len(out)
+    return out, 0 if isinstance(out, Tensor) else (0,) * len(out)
 
-_narrow_exponents.register_fake(lambda z, loc, log_scale, narrow: z.new_empty(*z.shape[:-1], loc.shape[-2]))
-_narrow_exponents_grad.register_fake(lambda g, *tensors: tuple(torch.empty_like(t) for t in tensors[:3]))
-_narrow_exponents.register_vmap(lambda info, dims, *tensors: _batched(info, dims, _narrow_exponents, tensors))
-_narrow_exponents_grad.register_vmap(lambda info, dims, *tensors: _batched(info, dims, _narrow_exponents_grad, tensors))
+
+_narrow_exponents.register_fake(
+    lambda z, loc, log_scale, narrow: z.new_empty(*z.shape[:-1], loc.shape[-2])
+)
+_narrow_exponents_grad.register_fake(
+    lambda g, *tensors: tuple(torch.empty_like(t) for t in tensors[:3])
+)
+_narrow_exponents.register_vmap(
+    lambda info, dims, *tensors: _batched(info, dims, _narrow_exponents, tensors)
+)
+_narrow_exponents_grad.register_vmap(
+    lambda info, dims, *tensors: _batched(info, dims, _narrow_exponents_grad, tensors)
+)
+
 
 class _NarrowExponents(torch.autograd.Function):
     "The exponent of the density of each narrow component at each row; 0 for other components"
+
     generate_vmap_rule = True
+
     @staticmethod
-    def forward(z, loc, log_scale, narrow): return _narrow_exponents(z, loc, log_scale, narrow)
+    def forward(z, loc, log_scale, narrow):
+        return _narrow_exponents(z, loc, log_scale, narrow)
+
     @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
     @staticmethod
-    def backward(ctx, g): return *_NarrowExponentsGrad.apply(g, *ctx.saved_tensors), None
+    def backward(ctx, g):
+        return *_NarrowExponentsGrad.apply(g, *ctx.saved_tensors), None
+
 
 class _NarrowExponentsGrad(torch.autograd.Function):
     "The gradient of `_NarrowExponents`"
+
     generate_vmap_rule = True
+
     @staticmethod
-    def forward(g, z, loc, log_scale, narrow): return _narrow_exponents_grad(g, z, loc, log_scale, narrow)
+    def forward(g, z, loc, log_scale, narrow):
+        return _narrow_exponents_grad(g, z, loc, log_scale, narrow)
+
     @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(*inputs)
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
     @staticmethod
     def backward(ctx, *moves):
         return *torch.func.grad(_directional, (0, 1, 2, 3))(*ctx.saved_tensors, *moves), None
 
+
 def _directional(g, z, loc, log_scale, narrow, dz, dloc, dscale):
     "The derivative of the weighted sum along a move of rows, means and log-scales"
     away = _apart(z, loc, log_scale)
-    moved = _apart(dz, dloc, log_scale) - dscale.unsqueeze(-3)*away
-    return -(torch.where(narrow.unsqueeze(-2), g, 0.)*(away*moved).sum(-1)).sum()
+    moved = _apart(dz, dloc, log_scale) - dscale.unsqueeze(-3) * away
+    return -(torch.where(narrow.unsqueeze(-2), g, 0.0) * (away * moved).sum(-1)).sum()
 
 # %% ../nbs/02_distributions.ipynb #8ed5c2ed
 class NormalMixture(Distribution):
@@ -302,48 +343,64 @@ class NormalMixture(Distribution):
 
 # %% ../nbs/02_distributions.ipynb #8794cf01
 @patch
-def log_components(self:NormalMixture,
-    value:Tensor # `[..., *event]`
-) -> Tensor: # Nats, `[..., K]`, in float64 where there is one
+def log_components(
+    self: NormalMixture,
+    value: Tensor,  # `[..., *event]`
+) -> Tensor:  # Nats, `[..., K]`, in float64 where there is one
     "The logarithm of weight times density of each component; their softmax says where `value` may come from"
-    if value.device.type == 'mps': return self.logits + self._each(value).sum(-1)
+    if value.device.type == 'mps':
+        return self.logits + self._each(value).sum(-1)
     z, loc, log_scale = (self._flat(t).double() for t in (value, self.loc, self.log_scale))
     narrow = _narrow(z, loc, log_scale)
     exponents = _NarrowExponents.apply if torch.is_grad_enabled() else _narrow_exponents
     direct = exponents(z.reshape(-1, z.shape[-1]), loc, log_scale, narrow)
-    precision = (-2*log_scale.masked_fill(narrow[:, None], 1000.)).exp() # 0 for the narrow
-    constant = self.logits - (log_scale + .5*loc*loc*precision + .5*math.log(2*math.pi)).sum(-1)
-    nats = F.linear(torch.cat([z*z, z], -1), torch.cat([-.5*precision, loc*precision], -1), constant)
+    precision = (-2 * log_scale.masked_fill(narrow[:, None], 1000.0)).exp()  # 0 for the narrow
+    constant = self.logits - (
+        log_scale + 0.5 * loc * loc * precision + 0.5 * math.log(2 * math.pi)
+    ).sum(-1)
+    nats = F.linear(
+        torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, loc * precision], -1), constant
+    )
     return nats + direct.reshape(nats.shape)
 
+
 def _narrow(
-    z:Tensor, # Rows in float64, `[..., D]`
-    loc:Tensor, # Means, `[K, D]`
-    log_scale:Tensor, # Same shape
-    least:float=1e-7 # Rounding errors from here on count, in nats
-) -> Tensor: # `[K]`, truth values
+    z: Tensor,  # Rows in float64, `[..., D]`
+    loc: Tensor,  # Means, `[K, D]`
+    log_scale: Tensor,  # Same shape
+    least: float = 1e-7,  # Rounding errors from here on count, in nats
+) -> Tensor:  # `[K]`, truth values
     "Components whose square, written out, would lose more than `least` nats to rounding"
     with torch.no_grad():
         largest = z.detach().reshape(-1, z.shape[-1]).abs().amax(0)
-        squares = ((largest + loc.abs())*(-log_scale).exp()).square().sum(-1)
-        return ~(squares < least*2**53) # true as well where this is not a number
+        squares = ((largest + loc.abs()) * (-log_scale).exp()).square().sum(-1)
+        return ~(squares < least * 2**53)  # true as well where this is not a number
+
 
 @patch
-def log_prob(self:NormalMixture, value):
-    if self._validate_args: self._validate_sample(value)
-    return self.log_components(value).logsumexp(-1).to(torch.promote_types(value.dtype, self.loc.dtype))
+def log_prob(self: NormalMixture, value):
+    if self._validate_args:
+        self._validate_sample(value)
+    return (
+        self.log_components(value)
+        .logsumexp(-1)
+        .to(torch.promote_types(value.dtype, self.loc.dtype))
+    )
+
 
 @patch
-def _each(self:NormalMixture, value):
+def _each(self: NormalMixture, value):
     "The log density of each latent under each component, `[..., K, latents]`"
     loc, log_scale = self._flat(self.loc), self._flat(self.log_scale)
     z = standardize(self._flat(value)[..., None, :] - loc, log_scale)
-    return -.5*z*z - log_scale - .5*math.log(2*math.pi)
+    return -0.5 * z * z - log_scale - 0.5 * math.log(2 * math.pi)
+
 
 @patch
-def log_marginals(self:NormalMixture,
-    value:Tensor # `[..., *event]`
-) -> Tensor: # Nats, `[..., latents]`
+def log_marginals(
+    self: NormalMixture,
+    value: Tensor,  # `[..., *event]`
+) -> Tensor:  # Nats, `[..., latents]`
     "The log density of each latent by itself, the event flattened"
     return (self._each(value) + self.logits[:, None]).logsumexp(-2)
 
@@ -395,23 +452,28 @@ class NormalHead(Head):
 # %% ../nbs/02_distributions.ipynb #c5a7c333
 def _distance(x, y):
     "The absolute difference; where it is 0 no gradient comes through, not even an infinite one"
-    return torch.where(x == y, 0., (x - y).abs())
+    return torch.where(x == y, 0.0, (x - y).abs())
+
 
 class Laplace(td.Laplace):
-    "Laplace distributions given by `loc` and `log_scale`, whose density is finite at `loc` for every log-scale"
+    "Laplace distributions given by `loc` and `log_scale`, finite at `loc` for every log-scale"
+
     arg_constraints = {'loc': constraints.real, 'log_scale': constraints.real}
 
-    def __init__(self,
-        loc:Tensor, # Modes
-        log_scale:Tensor, # Logarithms of the scales
-        validate_args:bool|None=None # As in `torch.distributions`
+    def __init__(
+        self,
+        loc: Tensor,  # Modes
+        log_scale: Tensor,  # Logarithms of the scales
+        validate_args: bool | None = None,  # As in `torch.distributions`
     ):
         self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
         self.scale = self.log_scale.exp()
         Distribution.__init__(self, self.loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        return Laplace(self.loc.expand(batch_shape), self.log_scale.expand(batch_shape), validate_args=False)
+        return Laplace(
+            self.loc.expand(batch_shape), self.log_scale.expand(batch_shape), validate_args=False
+        )
 
     def _parts(self):
         inner, outer = _exponents(self.log_scale)
@@ -420,46 +482,62 @@ class Laplace(td.Laplace):
     def _away(self, value):
         "Distance from the mode in units of the scale"
         scale, rest = self._parts()
-        return _distance(value, self.loc)/scale*rest
+        return _distance(value, self.loc) / scale * rest
 
     def log_prob(self, value):
-        if self._validate_args: self._validate_sample(value)
+        if self._validate_args:
+            self._validate_sample(value)
         scale, rest = self._parts()
         beyond = F.softshrink(self.log_scale, _largest_exponent(self.log_scale))
-        return -(2*scale).log() - beyond - _distance(value, self.loc)/scale*rest
+        return -(2 * scale).log() - beyond - _distance(value, self.loc) / scale * rest
 
-    def entropy(self): return 1 + math.log(2) + self.log_scale
+    def entropy(self):
+        return 1 + math.log(2) + self.log_scale
 
     def cdf(self, value):
-        if self._validate_args: self._validate_sample(value)
-        return .5 - .5*(value - self.loc).sign()*torch.expm1(-self._away(value))
+        if self._validate_args:
+            self._validate_sample(value)
+        return 0.5 - 0.5 * (value - self.loc).sign() * torch.expm1(-self._away(value))
+
 
 @register_kl(Laplace, Laplace)
 def _kl_laplace(p, q):
     ratio, d = p.log_scale - q.log_scale, (p.loc - q.loc).abs()
-    apart = d.log() - p.log_scale > 80 # by more scales than a float holds, where the exponential is 0
-    overlap = (ratio - standardize(d, p.log_scale.masked_fill(apart, 0.))).exp().masked_fill(apart, 0.)
+    apart = (
+        d.log() - p.log_scale > 80
+    )  # by more scales than a float holds, where the exponential is 0
+    overlap = (
+        (ratio - standardize(d, p.log_scale.masked_fill(apart, 0.0))).exp().masked_fill(apart, 0.0)
+    )
     return q._away(p.loc) + overlap - 1 - ratio
+
 
 class LaplaceHead(Head):
     "Independent Laplace distributions; the mode minimises the absolute error"
-    def __init__(self,
-        features:int, # Size of the feature vector, or number of feature channels
-        event_shape:Sequence[int], # Shape of one event
-        channelwise:bool=False # Does it read maps `[..., features, H, W]`?
-    ): super().__init__(features, event_shape, channelwise, n_parameters=2)
 
-    def forward(self,
-        h:Tensor # Features, `[..., features]` or `[..., features, H, W]`
-    ) -> Distribution: # Events of shape `event_shape`
+    def __init__(
+        self,
+        features: int,  # Size of the feature vector, or number of feature channels
+        event_shape: Sequence[int],  # Shape of one event
+        channelwise: bool = False,  # Does it read maps `[..., features, H, W]`?
+    ):
+        super().__init__(features, event_shape, channelwise, n_parameters=2)
+
+    def forward(
+        self,
+        h: Tensor,  # Features, `[..., features]` or `[..., features, H, W]`
+    ) -> Distribution:  # Events of shape `event_shape`
         "A Laplace distribution for each number, with its own scale"
         return Independent(Laplace(*self.unpack(h)), len(self.event_shape))
 
+
 class DeltaHead(Head):
     "All mass at one point: makes an encoder deterministic"
-    def forward(self,
-        h:Tensor # Features, `[..., features]` or `[..., features, H, W]`
-    ) -> Delta: # Events of shape `event_shape`
+
+    def forward(
+        self,
+        h: Tensor,  # Features, `[..., features]` or `[..., features, H, W]`
+    ) -> Delta:  # Events of shape `event_shape`
         "The projection itself, as a distribution"
         return Delta(self.unpack(h)[0], len(self.event_shape))
 
@@ -507,146 +585,217 @@ class ContinuousBernoulliHead(Head):
         "A density on [0, 1] for each number"
         return Independent(ContinuousBernoulli(self.unpack(h)[0]), len(self.event_shape))
 
-# %% ../nbs/02_distributions.ipynb #9550d5b6
+# %% ../nbs/02_distributions.ipynb #862142a6
 def _polynomial(x, coefficients):
     "Numbers or tensors times powers of `x`, the constant first"
     total = coefficients[-1]
-    for c in reversed(coefficients[:-1]): total = total*x + c
+    for c in reversed(coefficients[:-1]):
+        total = total * x + c
     return total
 
-_bernoulli_numbers = (1/12, -1/720, 1/30240, -1/1209600, 1/47900160, -691/1307674368000, 1/74724249600, # B_2k/(2k)!
-                      -3617/10670622842880000, 43867/5109094217170944000, -174611/802857662698291200000)
+
+_bernoulli_numbers = (
+    1 / 12,
+    -1 / 720,
+    1 / 30240,
+    -1 / 1209600,
+    1 / 47900160,
+    -691 / 1307674368000,
+    1 / 74724249600,  # B_2k/(2k)!
+    -3617 / 10670622842880000,
+    43867 / 5109094217170944000,
+    -174611 / 802857662698291200000,
+)
+
 
 def _small_and_large(m):
-    "`m` where it is below 1 and where it is above, and the coefficients of the series that `m` below 1 needs in its format"
-    return torch.where(m < 1, m, 0.), torch.where(m < 1, 1., m), _bernoulli_numbers[:5 if torch.finfo(m.dtype).eps > 1e-10 else 10]
+    "`m` where it is below 1, where it is above, and the coefficients of the series for the first"
+    terms = 5 if torch.finfo(m.dtype).eps > 1e-10 else 10  # which are exact in the format of `m`
+    return torch.where(m < 1, m, 0.0), torch.where(m < 1, 1.0, m), _bernoulli_numbers[:terms]
+
 
 def _mean_distance(
-    m:Tensor # Rates of decay, at least 0
-) -> Tensor: # From 1/2 down to 0
+    m: Tensor,  # Rates of decay, at least 0
+) -> Tensor:  # From 1/2 down to 0
     r"$1/m - 1/(e^m - 1)$, the mean of the density proportional to $e^{-md}$ on [0, 1]"
     small, large, numbers = _small_and_large(m)
     decay = (-large).exp()
-    return torch.where(m < 1, .5 - small*_polynomial(small*small, numbers), 1/large - decay/(1 - decay))
+    return torch.where(
+        m < 1, 0.5 - small * _polynomial(small * small, numbers), 1 / large - decay / (1 - decay)
+    )
+
 
 def _distance_variance(m):
     "The variance of the same density"
     small, large, numbers = _small_and_large(m)
     decay = (-large).exp()
-    series = _polynomial(small*small, [(2*k + 1)*number for k, number in enumerate(numbers)])
-    return torch.where(m < 1, series, 1/large/large - decay/(1 - decay)/(1 - decay))
+    series = _polynomial(small * small, [(2 * k + 1) * number for k, number in enumerate(numbers)])
+    return torch.where(m < 1, series, 1 / large / large - decay / (1 - decay) / (1 - decay))
 
-def _magnitude(logits): return torch.where(logits < 0, -logits, logits) # with the slope 1 at 0, where that of `abs` is 0
+
+def _magnitude(logits):
+    "The absolute value, with the slope 1 at 0, where that of `abs` is 0"
+    return torch.where(logits < 0, -logits, logits)
+
 
 class _LogHeight(torch.autograd.Function):
     r"$\log \frac{m}{1 - e^{-m}}$ for $m = |l|$, the log density at the end where it is largest"
+
     generate_vmap_rule = True
+
     @staticmethod
     def forward(logits):
         m = logits.abs()
-        return torch.where(m > 0, m/-torch.expm1(-m), 1.).log()
+        return torch.where(m > 0, m / -torch.expm1(-m), 1.0).log()
+
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
+
     @staticmethod
-    def backward(ctx, g): return g*_height_slope(*ctx.saved_tensors)
+    def backward(ctx, g):
+        return g * _height_slope(*ctx.saved_tensors)
+
     @staticmethod
-    def jvp(ctx, tangent): return tangent*_height_slope(*ctx.saved_tensors)
+    def jvp(ctx, tangent):
+        return tangent * _height_slope(*ctx.saved_tensors)
+
 
 def _height_slope(logits):
     mean = _mean_distance(_magnitude(logits))
     return torch.where(logits < 0, -mean, mean)
 
 # %% ../nbs/02_distributions.ipynb #22ad2e96
-def _near_zero(x): return 3*torch.finfo(x.dtype).eps**(1/6) # where series of five terms are exact
+def _near_zero(x):
+    return 3 * torch.finfo(x.dtype).eps ** (1 / 6)  # where series of five terms are exact
+
 
 def _curvature(
-    r:Tensor, # Near 0
-    p:Tensor, # Probability
-    q:Tensor # 1 - p, exact where it is small
-) -> Tensor: # p q/2 for r = 0
+    r: Tensor,  # Near 0
+    p: Tensor,  # Probability
+    q: Tensor,  # 1 - p, exact where it is small
+) -> Tensor:  # p q/2 for r = 0
     r"$(\log(q + p\,e^r) - p r)/r^2$ by its series, whose terms are the cumulants of a coin"
-    w, skew = p*q, q - p
-    return w*_polynomial(r, (.5, skew/6, (1 - 6*w)/24, skew*(1 - 12*w)/120, (1 - 30*w + 120*w*w)/720))
+    w, skew = p * q, q - p
+    return w * _polynomial(
+        r,
+        (
+            0.5,
+            skew / 6,
+            (1 - 6 * w) / 24,
+            skew * (1 - 12 * w) / 120,
+            (1 - 30 * w + 120 * w * w) / 720,
+        ),
+    )
+
 
 def _log_mix(a, b, m):
     r"$\log(a + b\,e^{-m})$ for a + b = 1, both exact where they are small"
-    total = torch.where(a > 0, a + b*(-m).exp(), 1.)
-    small = total < .5
-    log = torch.where(small, total.log(), torch.log1p(torch.where(small | (a == 0), 0., b)*torch.expm1(-m)))
+    total = torch.where(a > 0, a + b * (-m).exp(), 1.0)
+    small = total < 0.5
+    log = torch.where(
+        small, total.log(), torch.log1p(torch.where(small | (a == 0), 0.0, b) * torch.expm1(-m))
+    )
     return torch.where(a > 0, log, -m)
 
+
 def _exponential_icdf(
-    logits:Tensor, # Any finite numbers
-    u:Tensor # Probabilities
-) -> Tensor: # Between 0 and 1
+    logits: Tensor,  # Any finite numbers
+    u: Tensor,  # Probabilities
+) -> Tensor:  # Between 0 and 1
     "The quantiles of the density on [0, 1] whose logarithm has the slope `logits`"
     near = _near_zero(logits)
     m, close = _magnitude(logits).clamp(min=near), logits.clamp(-near, near)
-    series = u + close*_curvature(close, u, 1 - u)
-    far = torch.where(logits < 0, -_log_mix(1 - u, u, m)/m, 1 + _log_mix(u, 1 - u, m)/m)
+    series = u + close * _curvature(close, u, 1 - u)
+    far = torch.where(logits < 0, -_log_mix(1 - u, u, m) / m, 1 + _log_mix(u, 1 - u, m) / m)
     return torch.where(logits.abs() < near, series, far).clamp(0, 1)
 
+
 def _exponential_cdf(
-    logits:Tensor, # Any finite numbers
-    x:Tensor # Values between 0 and 1
-) -> Tensor: # Between 0 and 1
+    logits: Tensor,  # Any finite numbers
+    x: Tensor,  # Values between 0 and 1
+) -> Tensor:  # Between 0 and 1
     "The share of that density below `x`"
     near = _near_zero(logits)
     m, close = _magnitude(logits).clamp(min=near), logits.clamp(-near, near)
-    w, skew = x*(x - 1), 2*x - 1
-    series = _polynomial(close, (x, w/2, w*skew/12, w*w/24, w*skew*(3*w - 1)/720))
-    below = torch.expm1(-m*x)/torch.expm1(-m)
-    far = torch.where(logits < 0, below, (m*(x - 1)).exp()*below)
+    w, skew = x * (x - 1), 2 * x - 1
+    series = _polynomial(close, (x, w / 2, w * skew / 12, w * w / 24, w * skew * (3 * w - 1) / 720))
+    below = torch.expm1(-m * x) / torch.expm1(-m)
+    far = torch.where(logits < 0, below, (m * (x - 1)).exp() * below)
     return torch.where(logits.abs() < near, series, far)
 
-# %% ../nbs/02_distributions.ipynb #2804d750
+# %% ../nbs/02_distributions.ipynb #ff12585f
 class ContinuousBernoulli(td.ContinuousBernoulli):
     "Densities on [0, 1] whose logarithms are lines, right for every finite logit"
+
     arg_constraints = {'logits': constraints.real}
 
-    def __init__(self,
-        logits:Tensor, # Slopes of the log densities
-        validate_args:bool|None=None # As in `torch.distributions`
+    def __init__(
+        self,
+        logits: Tensor,  # Slopes of the log densities
+        validate_args: bool | None = None,  # As in `torch.distributions`
     ):
-        self.logits = self._param = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+        self.logits = self._param = (
+            logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+        )
         Distribution.__init__(self, logits.shape, validate_args=validate_args)
         if self._validate_args and not logits.isfinite().all():
-            raise InvalidValue(f"`logits` must be finite, got {logits[~logits.isfinite()][0].item()} among them")
+            raise InvalidValue(
+                f"`logits` must be finite, got {logits[~logits.isfinite()][0].item()} among them"
+            )
 
-    def expand(self, batch_shape, _instance=None): return ContinuousBernoulli(self.logits.expand(batch_shape), validate_args=False)
+    def expand(self, batch_shape, _instance=None):
+        return ContinuousBernoulli(self.logits.expand(batch_shape), validate_args=False)
 
     def _expected(self, mean_distance):
-        "The expected log density of values that lie `mean_distance` from the end where it is largest, on average"
-        return _LogHeight.apply(self.logits) - _magnitude(self.logits)*mean_distance
+        "The expected log density of values at a mean distance from the end where it is largest"
+        return _LogHeight.apply(self.logits) - _magnitude(self.logits) * mean_distance
 
-    def _distance(self, x): return torch.where(self.logits < 0, x, 1 - x)
+    def _distance(self, x):
+        return torch.where(self.logits < 0, x, 1 - x)
 
     def log_prob(self, value):
-        if self._validate_args: self._validate_sample(value)
-        return self.logits*(value - (self.logits >= 0).to(self.logits.dtype)) + _LogHeight.apply(self.logits)
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.logits * (value - (self.logits >= 0).to(self.logits.dtype)) + _LogHeight.apply(
+            self.logits
+        )
 
-    def entropy(self): return -self._expected(_mean_distance(_magnitude(self.logits)))
-    def cdf(self, value): return _exponential_cdf(self.logits, value.clamp(0, 1))
-    def icdf(self, value): return _exponential_icdf(self.logits, value)
+    def entropy(self):
+        return -self._expected(_mean_distance(_magnitude(self.logits)))
+
+    def cdf(self, value):
+        return _exponential_cdf(self.logits, value.clamp(0, 1))
+
+    def icdf(self, value):
+        return _exponential_icdf(self.logits, value)
 
     def rsample(self, sample_shape=torch.Size()):
         shape = self._extended_shape(sample_shape)
         return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
 
     def sample(self, sample_shape=torch.Size()):
-        with torch.no_grad(): return self.rsample(sample_shape)
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
     @property
-    def probs(self): return self.logits.sigmoid()
-    @property
-    def mean(self): return self._distance(_mean_distance(_magnitude(self.logits)))
-    @property
-    def variance(self): return _distance_variance(_magnitude(self.logits))
+    def probs(self):
+        return self.logits.sigmoid()
 
-    def _cont_bern_log_norm(self): return _LogHeight.apply(self.logits) + F.softplus(-_magnitude(self.logits))
-    def _log_normalizer(self, x): return x.relu() - _LogHeight.apply(x)
+    @property
+    def mean(self):
+        return self._distance(_mean_distance(_magnitude(self.logits)))
+
+    @property
+    def variance(self):
+        return _distance_variance(_magnitude(self.logits))
+
+    def _cont_bern_log_norm(self):
+        return _LogHeight.apply(self.logits) + F.softplus(-_magnitude(self.logits))
+
+    def _log_normalizer(self, x):
+        return x.relu() - _LogHeight.apply(x)
 
 # %% ../nbs/02_distributions.ipynb #2daa21a6
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)
@@ -654,139 +803,184 @@ def _kl_continuous(p, q):
     near = _mean_distance(_magnitude(p.logits))
     return -p.entropy() - q._expected(torch.where((p.logits < 0) == (q.logits < 0), near, 1 - near))
 
+
 @register_kl(td.Beta, ContinuousBernoulli)
-def _kl_beta_continuous(p, q): return -p.entropy() - q._expected(q._distance(p.mean))
+def _kl_beta_continuous(p, q):
+    return -p.entropy() - q._expected(q._distance(p.mean))
+
 
 @register_kl(td.Uniform, ContinuousBernoulli)
 def _kl_uniform_continuous(p, q):
     inside = (p.low >= 0) & (p.high <= 1)
     return torch.where(inside, -p.entropy() - q._expected(q._distance(p.mean)), math.inf)
 
-# %% ../nbs/02_distributions.ipynb #023ed95b
-_edge = math.log(511) # the logit of 511/512
+# %% ../nbs/02_distributions.ipynb #a80f5e69
+_edge = math.log(511)  # the logit of 511/512
+
 
 @lru_cache
 def _gauss_nodes(n):
     "Nodes in [0, 1] and weights"
     from numpy.polynomial.legendre import leggauss
+
     nodes, weights = leggauss(n)
-    return ((nodes + 1)/2).tolist(), (weights/2).tolist()
+    return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
+
 
 class _Peak:
-    "The density of the logit of a restricted Beta variable, relative to its peak; mirrored if need be, so that the peak is at most 0"
+    "The density of a restricted Beta variable's logit, relative to its peak and mirrored to have it below 0"
+
     def __init__(self, a, b):
         self.a, self.b = _mirrored(a > b, a, b)
         with torch.no_grad():
             mode = self.a.log() - self.b.log()
             self.at = mode.clamp(min=-_edge)
             self.p, self.q = self.at.sigmoid(), (-self.at).sigmoid()
-        slope = self.p*self.b - self.q*self.a
-        at_edge = torch.where(mode < -_edge, slope, 0.)
-        self.slope = slope - slope.detach() + at_edge.detach() # that of a peak inside is 0, its derivatives are not
+        slope = self.p * self.b - self.q * self.a
+        at_edge = torch.where(mode < -_edge, slope, 0.0)
+        # the slope of a peak inside is 0, its derivatives are not
+        self.slope = slope - slope.detach() + at_edge.detach()
 
     def cumulant(self, r):
         r"$\log(q + p\,e^r) - p r$"
         near = _near_zero(r)
         close = r.clamp(-near, near)
-        return torch.where(r.abs() < near, close*close*_curvature(close, self.p, self.q), torch.log1p(self.p*torch.expm1(r)) - self.p*r)
+        return torch.where(
+            r.abs() < near,
+            close * close * _curvature(close, self.p, self.q),
+            torch.log1p(self.p * torch.expm1(r)) - self.p * r,
+        )
 
-    def drop(self, r): return self.slope*r + (self.a + self.b)*self.cumulant(r)
+    def drop(self, r):
+        return self.slope * r + (self.a + self.b) * self.cumulant(r)
 
     @torch.no_grad()
     def quick_cumulant(self, r):
-        "The same in a third of the time, without derivatives: torch's `log1p` and `expm1` take ten times as long as its `log` and `exp`"
+        "The same without derivatives, and without `log1p` and `expm1`, which are slow on a CPU"
         near = _near_zero(r)
-        close, rise = r.clamp(-near, near), self.p*(r.exp() - 1)
+        close, rise = r.clamp(-near, near), self.p * (r.exp() - 1)
         total = 1 + rise
-        log = torch.where(total == 1, rise, total.log()*(rise/(total - 1))) # log1p, after Kahan
-        return torch.where(r.abs() < near, close*close*_curvature(close, self.p, self.q), log - self.p*r)
+        log = torch.where(
+            total == 1, rise, total.log() * (rise / (total - 1))
+        )  # log1p, after Kahan
+        return torch.where(
+            r.abs() < near, close * close * _curvature(close, self.p, self.q), log - self.p * r
+        )
 
     @torch.no_grad()
     def window(self):
         "From where to where the density is looked at, around the peak"
-        deep = 18. if self.a.dtype == torch.float32 else 38.
-        ratio = deep/((self.a + self.b)*self.p*self.q)
-        reach = (ratio + (ratio*ratio + 8*ratio).sqrt())/2 # the drop is at least r²/(2 + r) times its curvature at the peak
+        deep = 18.0 if self.a.dtype == torch.float32 else 38.0
+        ratio = deep / ((self.a + self.b) * self.p * self.q)
+        # the drop is at least r²/(2 + r) times its curvature at the peak
+        reach = (ratio + (ratio * ratio + 8 * ratio).sqrt()) / 2
         left, right = torch.minimum(self.at + _edge, reach), torch.minimum(_edge - self.at, reach)
-        right = torch.minimum(right, deep/self.slope)
+        right = torch.minimum(right, deep / self.slope)
         return -self._tightened(-left, deep).abs(), self._tightened(right, deep)
 
     def _tightened(self, r, deep):
-        "Newton's method from outside, which never crosses the point where a convex function has a given value"
+        "Newton's method from outside, which never crosses the point where the drop is `deep`"
         for _ in range(4):
-            drop = self.slope*r + (self.a + self.b)*self.quick_cumulant(r)
+            drop = self.slope * r + (self.a + self.b) * self.quick_cumulant(r)
             rise = r.exp() - 1
-            steepness = self.slope + (self.a + self.b)*self.p*self.q*rise/(1 + self.p*rise)
-            r = r - ((drop - deep).relu()/steepness).nan_to_num(0., 0., 0.)
+            steepness = self.slope + (self.a + self.b) * self.p * self.q * rise / (
+                1 + self.p * rise
+            )
+            r = r - ((drop - deep).relu() / steepness).nan_to_num(0.0, 0.0, 0.0)
         return r
 
     def moments(self, low, high, *functions, size=2**18):
-        "The integral of the density from `low` to `high`, and those of its products with functions of r and the cumulant"
-        nodes, weights = (low.new_tensor(t) for t in _gauss_nodes(32 if low.dtype == torch.float32 else 56))
-        some, sums = max(1, size//max(1, low.numel())), [0.]*(1 + len(functions))
+        "Integrals of the density, and of its products with functions of r and the cumulant"
+        nodes, weights = (
+            low.new_tensor(t) for t in _gauss_nodes(32 if low.dtype == torch.float32 else 56)
+        )
+        some, sums = max(1, size // max(1, low.numel())), [0.0] * (1 + len(functions))
         for x, w in zip(nodes.split(some), weights.split(some)):
-            x, w = (t.view(-1, *[1]*low.ndim) for t in (x, w))
-            r = low + (high - low)*x
+            x, w = (t.view(-1, *[1] * low.ndim) for t in (x, w))
+            r = low + (high - low) * x
             c = self.quick_cumulant(r)
-            mass = w*(-self.slope*r - (self.a + self.b)*c).exp()
-            sums = [s + (mass*f).sum(0) for s, f in zip(sums, [1., *(f(r, c) for f in functions)])]
-        return [(high - low)*s for s in sums]
+            mass = w * (-self.slope * r - (self.a + self.b) * c).exp()
+            sums = [
+                s + (mass * f).sum(0) for s, f in zip(sums, [1.0, *(f(r, c) for f in functions)])
+            ]
+        return [(high - low) * s for s in sums]
 
-# %% ../nbs/02_distributions.ipynb #ac16cd78
+# %% ../nbs/02_distributions.ipynb #acb7298c
 def _log_moments(peak, low, high, *more):
     "The integral; the means of log y and log(1 - y), relative to those at the peak; more means"
-    logs = lambda r, c: peak.q*r - c, lambda r, c: -peak.p*r - c
+    logs = lambda r, c: peak.q * r - c, lambda r, c: -peak.p * r - c
     mass, *sums = peak.moments(low, high, *logs, *more)
-    return mass, *(s/mass for s in sums)
+    return mass, *(s / mass for s in sums)
+
 
 class _LogMass(torch.autograd.Function):
-    "The log integral of the density relative to its peak, and its derivatives with respect to both concentrations"
+    "The log integral of the density relative to its peak, and its derivatives"
+
     generate_vmap_rule = True
+
     @staticmethod
     def forward(a, b):
         peak = _Peak(a, b)
         mass, first, second = _log_moments(peak, *peak.window())
         return mass.log(), *_mirrored(a > b, first, second)
+
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*inputs, *output[1:])
+
     @staticmethod
     def backward(ctx, g, *_):
         a, b, *slopes = ctx.saved_tensors
-        if torch.is_grad_enabled(): # the derivatives are to be differentiated again
+        if torch.is_grad_enabled():  # the derivatives are to be differentiated again
             peak = _Peak(a, b)
             slopes = _mirrored(a > b, *_log_moments(peak, *peak.window())[1:])
-        return tuple(g*slope for slope in slopes)
+        return tuple(g * slope for slope in slopes)
 
-def _mirrored(swap, first, second): return torch.where(swap, second, first), torch.where(swap, first, second)
 
-# %% ../nbs/02_distributions.ipynb #420e9e92
+def _mirrored(swap, first, second):
+    return torch.where(swap, second, first), torch.where(swap, first, second)
+
+# %% ../nbs/02_distributions.ipynb #fcd7a862
 @torch.no_grad()
 def _draw_logits(peak, shape, panels=64):
     "Draws of r, `shape`"
     low, high = peak.window()
-    steps = torch.linspace(0, 1, 2*panels + 1, dtype=low.dtype, device=low.device).view(-1, *[1]*low.ndim)
-    drops = peak.drop(low + (high - low)*steps)
+    steps = torch.linspace(0, 1, 2 * panels + 1, dtype=low.dtype, device=low.device).view(
+        -1, *[1] * low.ndim
+    )
+    drops = peak.drop(low + (high - low) * steps)
     density = (-drops).exp()
-    below = (density[:-1:2] + 4*density[1::2] + density[2::2]).cumsum(0) # Simpson's rule
+    below = (density[:-1:2] + 4 * density[1::2] + density[2::2]).cumsum(0)  # Simpson's rule
     u, v = torch.rand((2, *shape), dtype=low.dtype, device=low.device)
-    panel = sum((u >= share).long() for share in (below/below[-1])[:-1])
-    first, last = (t.movedim(0, -1).expand(*shape, panels).gather(-1, panel[..., None])[..., 0] for t in (drops[:-1:2], drops[2::2]))
-    return low + (high - low)*(panel + _exponential_icdf(first - last, v))/panels
+    panel = sum((u >= share).long() for share in (below / below[-1])[:-1])
+
+    def at(table):
+        return table.movedim(0, -1).expand(*shape, panels).gather(-1, panel[..., None])[..., 0]
+
+    first, last = at(drops[:-1:2]), at(drops[2::2])
+    return low + (high - low) * (panel + _exponential_icdf(first - last, v)) / panels
+
 
 class _Quantile(torch.autograd.Function):
     "Draws of grey values, with the derivatives of a quantile"
+
     generate_vmap_rule = True
+
     @staticmethod
-    def forward(x, a, b): return x.clone()
+    def forward(x, a, b):
+        return x.clone()
+
     @staticmethod
-    def setup_context(ctx, inputs, output): ctx.save_for_backward(output, *inputs[1:])
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output, *inputs[1:])
+
     @staticmethod
     def backward(ctx, g):
         x, a, b = ctx.saved_tensors
         slopes = _quantile_slopes(*torch.broadcast_tensors(x, a, b))
-        return None, *((g*slope).sum_to_size(a.shape) for slope in slopes)
+        return None, *((g * slope).sum_to_size(a.shape) for slope in slopes)
+
 
 def _quantile_slopes(x, a, b):
     "Derivatives of a grey value with respect to both concentrations, its quantile held fixed"
@@ -797,55 +991,74 @@ def _quantile_slopes(x, a, b):
     left = r < 0
     ends = torch.where(left, low, r), torch.where(left, r, high)
     _, *means = _log_moments(peak, low, high)
-    parts = peak.moments(*ends, lambda r, c: peak.q*r - c - means[0], lambda r, c: -peak.p*r - c - means[1])[1:]
-    slopes = [torch.where(left, -part, part)*peak.drop(r).exp() for part in parts]
+    parts = peak.moments(
+        *ends, lambda r, c: peak.q * r - c - means[0], lambda r, c: -peak.p * r - c - means[1]
+    )[1:]
+    slopes = [torch.where(left, -part, part) * peak.drop(r).exp() for part in parts]
     first, second = _mirrored(swap, *slopes)
-    scale = torch.where(swap, -1, 1)*y*(1 - y)*256/255
-    return first*scale, second*scale
+    scale = torch.where(swap, -1, 1) * y * (1 - y) * 256 / 255
+    return first * scale, second * scale
+
 
 def _inside(x):
     "The grey value half a level inside, and its logit"
-    y = (255*x + .5)/256
+    y = (255 * x + 0.5) / 256
     return y, y.log() - torch.log1p(-y)
 
 # %% ../nbs/02_distributions.ipynb #225be5f1
 class GreyBeta(Distribution):
-    "A Beta distribution restricted to [1/512, 511/512], as a density of grey values: 0 and 1 are half a grey level inside"
-    arg_constraints = {'concentration1': constraints.positive, 'concentration0': constraints.positive}
+    "A Beta distribution restricted to [1/512, 511/512], between which grey values from 0 to 1 lie"
+
+    arg_constraints = {
+        'concentration1': constraints.positive,
+        'concentration0': constraints.positive,
+    }
     support, has_rsample = constraints.unit_interval, True
 
-    def __init__(self,
-        concentration1:Tensor, # Pulls towards 1
-        concentration0:Tensor, # Pulls towards 0
-        validate_args:bool|None=None # As in `torch.distributions`
+    def __init__(
+        self,
+        concentration1: Tensor,  # Pulls towards 1
+        concentration0: Tensor,  # Pulls towards 0
+        validate_args: bool | None = None,  # As in `torch.distributions`
     ):
         a, b = torch.broadcast_tensors(concentration1, concentration0)
-        if a.dtype in (torch.half, torch.bfloat16): a, b = a.float(), b.float()
+        if a.dtype in (torch.half, torch.bfloat16):
+            a, b = a.float(), b.float()
         self.concentration1, self.concentration0 = a, b
         super().__init__(a.shape, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
-        return GreyBeta(self.concentration1.expand(batch_shape), self.concentration0.expand(batch_shape), validate_args=False)
+        return GreyBeta(
+            self.concentration1.expand(batch_shape),
+            self.concentration0.expand(batch_shape),
+            validate_args=False,
+        )
 
     @property
-    def _swap(self): return self.concentration1 > self.concentration0
+    def _swap(self):
+        return self.concentration1 > self.concentration0
 
     def _density(self, logit):
         "The log density where the value half a level inside has a logit"
         peak = _Peak(self.concentration1, self.concentration0)
         r = torch.where(self._swap, -logit, logit) - peak.at
         mass = _LogMass.apply(self.concentration1, self.concentration0)[0]
-        return -peak.drop(r) - mass - F.logsigmoid(logit) - F.logsigmoid(-logit) + math.log(255/256)
+        return (
+            -peak.drop(r) - mass - F.logsigmoid(logit) - F.logsigmoid(-logit) + math.log(255 / 256)
+        )
 
     def log_prob(self, value):
-        if self._validate_args: self._validate_sample(value)
+        if self._validate_args:
+            self._validate_sample(value)
         return self._density(_inside(value)[1])
 
     def sample(self, sample_shape=torch.Size()):
         peak = _Peak(self.concentration1, self.concentration0)
         with torch.no_grad():
             logit = peak.at + _draw_logits(peak, self._extended_shape(sample_shape))
-            return ((256*torch.where(self._swap, -logit, logit).sigmoid() - .5)/255).clamp(0, 1)
+            return ((256 * torch.where(self._swap, -logit, logit).sigmoid() - 0.5) / 255).clamp(
+                0, 1
+            )
 
     def rsample(self, sample_shape=torch.Size()):
         return _Quantile.apply(self.sample(sample_shape), self.concentration1, self.concentration0)
@@ -854,32 +1067,42 @@ class GreyBeta(Distribution):
         "The mean of a function of the logit"
         peak = _Peak(self.concentration1, self.concentration0)
         sign = torch.where(self._swap, -1, 1)
-        mass, total = peak.moments(*peak.window(), lambda r, c: function(sign*(peak.at + r)))
-        return total/mass
+        mass, total = peak.moments(*peak.window(), lambda r, c: function(sign * (peak.at + r)))
+        return total / mass
 
     @property
-    def mean(self): return (256*self._average(torch.sigmoid) - .5)/255
+    def mean(self):
+        return (256 * self._average(torch.sigmoid) - 0.5) / 255
+
     @property
     def variance(self):
-        y = (255*self.mean + .5)/256
-        return self._average(lambda logit: (logit.sigmoid() - y)**2)*(256/255)**2
+        y = (255 * self.mean + 0.5) / 256
+        return self._average(lambda logit: (logit.sigmoid() - y) ** 2) * (256 / 255) ** 2
 
-    def entropy(self): return -self._average(self._density)
+    def entropy(self):
+        return -self._average(self._density)
+
 
 @register_kl(GreyBeta, GreyBeta)
-def _kl_grey(p, q): return p._average(lambda logit: p._density(logit) - q._density(logit))
+def _kl_grey(p, q):
+    return p._average(lambda logit: p._density(logit) - q._density(logit))
+
 
 class BetaHead(Head):
     "Independent Beta distributions, for grey values in [0, 1]"
-    def __init__(self,
-        features:int, # Size of the feature vector, or number of feature channels
-        event_shape:Sequence[int], # Shape of one event
-        channelwise:bool=False # Does it read maps `[..., features, H, W]`?
-    ): super().__init__(features, event_shape, channelwise, n_parameters=2)
 
-    def forward(self,
-        h:Tensor # Features, `[..., features]` or `[..., features, H, W]`
-    ) -> Distribution: # Events of shape `event_shape`
+    def __init__(
+        self,
+        features: int,  # Size of the feature vector, or number of feature channels
+        event_shape: Sequence[int],  # Shape of one event
+        channelwise: bool = False,  # Does it read maps `[..., features, H, W]`?
+    ):
+        super().__init__(features, event_shape, channelwise, n_parameters=2)
+
+    def forward(
+        self,
+        h: Tensor,  # Features, `[..., features]` or `[..., features, H, W]`
+    ) -> Distribution:  # Events of shape `event_shape`
         "A Beta distribution for each number; concentrations are softplus of the projection, at least 0.001"
         a, b = (F.softplus(p) + 1e-3 for p in self.unpack(h))
         return Independent(GreyBeta(a, b), len(self.event_shape))

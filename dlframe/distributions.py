@@ -371,6 +371,8 @@ def _narrow(
     least: float = 1e-7,  # Rounding errors from here on count, in nats
 ) -> Tensor:  # `[K]`, truth values
     "Components whose square, written out, would lose more than `least` nats to rounding"
+    if not z.numel():
+        return torch.zeros(len(loc), dtype=torch.bool, device=z.device)
     with torch.no_grad():
         largest = z.detach().reshape(-1, z.shape[-1]).abs().amax(0)
         squares = ((largest + loc.abs()) * (-log_scale).exp()).square().sum(-1)

@@ -1,4 +1,4 @@
-"Every head and every prior over its whole range: against mpmath and quadrature, in float32 and float64"
+"Every head and every prior over its whole range, against mpmath and quadrature"
 
 import math
 from typing import NamedTuple
@@ -134,7 +134,7 @@ def categorical(params, x):
 class Case(NamedTuple):
     "A head, the range of its raw parameters and of its values"
 
-    log_prob: object  # Of parameters and value: nats, slopes, and for each the change by a relative one of what it is made of
+    log_prob: object  # Of parameters and value: nats, slopes, and the scale of rounding in each
     params: list  # Strategies
     value: object  # Parameters to a strategy
     options: dict = {}
@@ -339,12 +339,9 @@ def test_continuous_bernoulli_functions(dtype, l, other):
     }
     for name, (true, weight) in expected.items():
         mine = getattr(d, name)() if name == 'entropy' else getattr(d, name)
-        assert abs(mine.item() - float(true)) <= 32 * eps * float(weight), (
-            l,
-            name,
-            mine.item(),
-            float(true),
-        )
+        assert (
+            abs(mine.item() - float(true)) <= 32 * eps * float(weight) + torch.finfo(dtype).tiny
+        ), (l, name, mine.item(), float(true))
     divergence = kl(d, q).item() - float(-entropy - cross)
     assert abs(divergence) <= 32 * eps * float(1 + abs(height) + abs(cross) + abs(far))
     slope = torch.autograd.grad(
@@ -369,7 +366,7 @@ def test_continuous_bernoulli_quantiles(dtype, l, u):
         if u in (0.0, 1.0):
             true, slope = exact_u, mp.mpf(0)
         elif abs(l) < 1e-12:
-            true, slope = exact_u, exact_u * (1 - exact_u) / 2
+            true, slope = (1 + exact_l * (1 - exact_u) / 2) * exact_u, exact_u * (1 - exact_u) / 2
         else:
             true, slope = quantile(exact_l), tilted(exact_l)
     leaf = torch.tensor(l, dtype=dtype, requires_grad=True)
@@ -396,7 +393,7 @@ def test_infinite_logits_are_refused():
 @repeatable
 @given(p=log_scales, q=log_scales, d=st.floats(-10, 10))
 def test_divergences_of_normals(p, q, d):
-    "KL divergences of normal, Laplace and ARD priors: as mpmath's where they fit into float32, infinite where not"
+    "KL divergences as mpmath's where they fit into float32, infinite where not"
     p, q, d = (rounded(x, torch.float32) for x in (p, q, d))
     t = lambda *x: torch.tensor(x, requires_grad=True)
     ratio, z = mp.mpf(p) - q, mp.mpf(d) * mp.exp(-mp.mpf(q))
@@ -498,7 +495,7 @@ def test_mixture_agrees_with_mpmath(dtype, seed, k, deep, spread, place):
     [(-20.0, 10.0), (-12.0, 100.0), (-15.0, 10.0), (-30.0, 100.0), (-400.0, 1.0), (0.0, 1.0)],
 )
 def test_mixture_gradients(deep, spread):
-    "First and second derivatives are those of the direct evaluation, where some components are narrow and others wide"
+    "First and second derivatives are those of the direct evaluation"
     torch.manual_seed(1)
     loc = spread * torch.randn(6, 2, dtype=torch.float64)
     log_scale = torch.where(torch.arange(6)[:, None] < 3, deep, 0.0) + 0.1 * torch.randn(
@@ -533,7 +530,7 @@ def test_mixture_gradients(deep, spread):
 
 
 def test_mixture_is_the_fast_one_where_that_is_exact():
-    "Nothing is compared directly: the numbers kept for the way back are fewer than samples times components times latents"
+    "Fewer numbers are kept for the way back than samples times components times latents"
     torch.manual_seed(0)
     leaves = [
         t.requires_grad_()

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from torch.distributions.kl import register_kl
 
 from .checks import InvalidType, InvalidValue, known, real, shown, whole, wholes, with_article
-from .distributions import Delta, DiagonalNormal, NormalMixture, StandardNormal, kl, validation
+from .distributions import Delta, DiagonalNormal, NormalMixture, StandardNormal, kl, standardize, validation
 from .specs import Part
 from .tensor_rings import RingMixture, TensorRing
 
@@ -166,8 +166,14 @@ class Fitted(Distribution):
 
 @register_kl(DiagonalNormal, Fitted)
 def _kl_fitted(q, p):
-    ratio = (q.loc*(-q.log_scale).exp())**2
-    return .5*(torch.log1p(q._sum(ratio)) if p.joint else q._sum(torch.log1p(ratio)))
+    dims = tuple(range(-q.event_dims, 0))
+    with torch.no_grad(): # beyond 30 nats a square may overflow, and its logarithm is taken relative to the largest
+        shift = (q.loc.abs().log() - q.log_scale - 30).relu()
+        if p.joint and dims: shift = shift.amax(dims, keepdim=True)
+    ratio = standardize(q.loc, q.log_scale + shift)**2
+    if p.joint: ratio, shift = q._sum(ratio), shift.reshape(q.batch_shape)
+    nats = torch.log1p(ratio + torch.expm1(-2*shift)) + 2*shift
+    return .5*(nats if p.joint else q._sum(nats))
 
 # %% ../nbs/05_priors.ipynb #849113b0
 class ARDPrior(Part, nn.Module):

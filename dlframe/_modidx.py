@@ -1329,6 +1329,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dlframe.sweeps._check_values': ('sweeps.html#_check_values', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps._early_terminate': ('sweeps.html#_early_terminate', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps._examples': ('sweeps.html#_examples', 'dlframe/sweeps.py'),
+                                'dlframe.sweeps._goal': ('sweeps.html#_goal', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps._meant': ('sweeps.html#_meant', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps._metric': ('sweeps.html#_metric', 'dlframe/sweeps.py'),
                                 'dlframe.sweeps._program': ('sweeps.html#_program', 'dlframe/sweeps.py'),

@@ -382,10 +382,13 @@ def histories(
     rows = csv.reader(line for line in lines if line.endswith('\n')) # the last line may be cut off
     counters = next(rows, [])[2:]
     found = {}
-    for name, number, *at in rows:
-        steps, values = found.setdefault(apart(name, counters), ([], []))
-        steps.append(int(at[counters.index('steps')]))
-        values.append(float(number))
+    try:
+        for name, number, *at in rows:
+            steps, values = found.setdefault(apart(name, counters), ([], []))
+            steps.append(int(float(at[counters.index('steps')])))
+            values.append(float(number))
+    except (ValueError, IndexError, OverflowError, csv.Error) as e:
+        raise InvalidValue(f"{folder/'metrics.csv'} must be a table that a run has logged: {shortened(str(e))}") from e
     return {name: pd.Series(values, steps, dtype=float) for name, (steps, values) in found.items()}
 
 def _local(where):

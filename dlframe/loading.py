@@ -28,7 +28,7 @@ from .devices import find_device
 from .entries import Entry, Figure
 from .evaluation import Evaluator
 from .files import Damaged, verify
-from .goals import contradiction, find_goal, finite_numbers, goals, measured, value, ways
+from .goals import contradiction, find_goal, finite_numbers, goals, known_goal, measured, value, ways
 from .loggers import apart, read_metrics
 from .optimization import weigh
 from .ramps import Ramp
@@ -286,7 +286,8 @@ def sought(
     where:str|Path, # A folder with runs, or a sweep of W&B
     metric:str|None=None, # A logged name; that of the sweep by default, or else `'valid/loss'`
     goal:str|None=None, # `'minimize'` or `'maximize'`; that of the sweep by default if it is its metric, or else the metric's own
-    by:str|None=None # `'last'` or `'best'`; that of the sweep by default, or else the former
+    by:str|None=None, # `'last'` or `'best'`; that of the sweep by default, or else the former
+    ask:bool=True # Refuse a metric whose goal is not known? Otherwise its goal is `''`
 ) -> Ranking: # All three
     "What the runs of a sweep are compared by; raises `InvalidValue` for a metric whose goal is not known"
     if goal: known('goal', goal, goals)
@@ -297,7 +298,8 @@ def sought(
     own = told.get('goal') if metric == name else None
     if own is not None: known('metric.goal', own, goals)
     if own and not goal and (odd := contradiction(metric, own)): print(f'sweep {Path(where).name}: {odd}')
-    return Ranking(metric, find_goal(metric, goal or own), known('by', by or told.get('by') or 'last', ways))
+    goal = goal or own or known_goal(metric) or (find_goal(metric) if ask else '')
+    return Ranking(metric, goal, known('by', by or told.get('by') or 'last', ways))
 
 def sweep_metric(
     where:str|Path # A folder with runs, or a sweep of W&B
@@ -351,11 +353,15 @@ def best(
     unfinished:bool=False # Compare also runs that are not finished, by what they logged until then?
 ) -> Loaded: # The best run, with the weights of the value it is compared by
     "Load the best of many runs; raises `UnknownName`, with the nearest metric, if no run has it, and `InvalidValue` if its weights were not kept"
-    ranking = sought(where, metric, goal, by)
+    ranking = sought(where, metric, goal, by, ask=False)
     found = _local(where) if Path(where).is_dir() else _sweep(where, ranking.by)
     if not found: raise MissingFile(f"`where` must be a folder or a sweep with runs, got {str(where)!r}")
+    names = {name for c in found.values() for name in c.logged if '/' in name or name == ranking.metric}
+    known('metric', ranking.metric, sorted(names))
+    ranking = ranking._replace(goal=find_goal(ranking.metric, ranking.goal or None))
     left_out = {run: why for run, c in found.items() if (why := why_left_out(c, ranking, unfinished))}
-    if len(left_out) == len(found): _refuse_all(found, left_out, ranking)
+    if len(left_out) == len(found):
+        raise InvalidValue(f"`where` must hold a finished run with {ranking.metric}, got {_named(left_out)}; unfinished=True compares unfinished ones too")
     if left_out: print(f'{len(left_out)} of {len(found)} runs left out: {_named(left_out)}')
     values = {run: value(list(c.logged[ranking.metric]), *ranking[1:]) for run, c in found.items() if run not in left_out}
     run = (min if ranking.goal == 'minimize' else max)(values, key=values.get)
@@ -365,12 +371,6 @@ def _named(left_out, most=8):
     "Runs with the reasons why they are left out"
     texts = [f'{Path(run).name} ({why})' for run, why in left_out.items()]
     return ', '.join(texts[:most]) + (f' and {len(texts) - most} more' if len(texts) > most else '')
-
-def _refuse_all(found, left_out, ranking):
-    "Raise the error of a folder without a run that can be compared"
-    names = {name for c in found.values() if c.weights for name in c.logged if '/' in name}
-    if ranking.metric not in names: known('metric', ranking.metric, sorted(names))
-    raise InvalidValue(f"`where` must hold a finished run with {ranking.metric}, got {_named(left_out)}; unfinished=True compares unfinished ones too")
 
 # %% ../nbs/40_loading.ipynb #0aec5767
 def histories(

@@ -108,6 +108,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'dlframe/callbacks.py'),
                                    'dlframe.callbacks.Checkpoint.on_train_start': ( 'callbacks.html#checkpoint.on_train_start',
                                                                                     'dlframe/callbacks.py'),
+                                   'dlframe.callbacks.Checkpoint.state_key': ( 'callbacks.html#checkpoint.state_key',
+                                                                               'dlframe/callbacks.py'),
                                    'dlframe.callbacks.Diverged': ('callbacks.html#diverged', 'dlframe/callbacks.py'),
                                    'dlframe.callbacks.Evaluate': ('callbacks.html#evaluate', 'dlframe/callbacks.py'),
                                    'dlframe.callbacks.Evaluate.__init__': ('callbacks.html#evaluate.__init__', 'dlframe/callbacks.py'),

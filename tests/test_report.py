@@ -1,6 +1,7 @@
 "What a sweep left, in every state a trial can be in, as a table and as a report; from a folder, from a database, and from W&B's server on loopback"
 import json, os, shlex, shutil, time
 from datetime import timedelta
+from pathlib import Path
 
 import optuna
 import pytest

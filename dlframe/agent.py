@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 
 from .checks import InvalidValue, nearest, shortened, shown, whole
 from .devices import find_device
-from .search import stop, value
+from .goals import value
+from .search import stop
 from .status import requeue
 from .sweeps import Choice, Sweep, check_executable, read_sweep
 from .trials import Agents, Taken, Trials
@@ -74,9 +75,10 @@ class Job:
         folder:Path, # Of the sweep
         taken:Taken, # Trial
         threads:int=1, # Of torch
-        device:str='' # A GPU's number, or `'cpu'`
+        device:str='', # A GPU's number, or `'cpu'`
+        by:str='last' # Value of the metric that counts: the `'last'` one, or the `'best'`
     ):
-        self.sweep, self.folder, self.taken, self.device = sweep, folder, taken, device
+        self.sweep, self.folder, self.taken, self.device, self.by = sweep, folder, taken, device, by
         self.home, self.told, self.early, self.began = folder/'.trials'/taken.run, None, False, time.monotonic()
         self.home.mkdir(parents=True, exist_ok=True)
         (self.home/'config.json').write_text(json.dumps(taken.config), encoding='utf-8')
@@ -145,11 +147,12 @@ def last_words(
 def outcome(self:Job) -> tuple[TrialState, float|None, str|None]: # State, value of the metric, reason
     "What to write down about a trial that has ended by itself, or was stopped early"
     run, metric, code = self.folder/self.taken.run, self.sweep.metric.get('name'), self.process.returncode
-    logged = value(history(run, metric), self.sweep.metric['goal']) if metric else 0.
+    values = history(run, metric) if metric else []
+    logged = value(values, self.sweep.metric['goal'], self.by) if metric else 0.
     if self.early: return TrialState.PRUNED, logged, 'stopped early'
     if code < 0: return TrialState.FAIL, None, f'it died of {signal.Signals(-code).name}'
     if code: return TrialState.FAIL, None, f'exit status {code}: {last_words(self.home/"log")}'
-    if logged is None: return TrialState.FAIL, None, never_logged(run, metric) if not history(run, metric) else f'{metric} was never finite'
+    if logged is None: return TrialState.FAIL, None, never_logged(run, metric) if not values else f'{metric} was {values[-1]} at the end' if self.by == 'last' else f'{metric} was never finite'
     return TrialState.COMPLETE, logged, None
 
 # %% ../nbs/47_agent.ipynb #1a7ceb37
@@ -234,7 +237,7 @@ def begin(self:Agent,
     "Start a trial"
     share = max(1, cores() // self.agents.beside())
     again = 'goes on' if (self.folder/taken.run).exists() else 'begins' # before it has made its folder
-    try: self.jobs[place] = Job(self.sweep, self.folder, taken, share, self.devices[place])
+    try: self.jobs[place] = Job(self.sweep, self.folder, taken, share, self.devices[place], self.trials.by)
     except BaseException:
         self.trials.give_back(taken.key)
         raise
@@ -263,6 +266,7 @@ def settle(self:Agent,
     if self.sweep.early_terminate: self.tell(job)
     state, value, reason = job.outcome()
     self.trials.end(job.taken, state, value, reason)
+    (job.home/'outcome').write_text(state.name, encoding='utf-8') # for `best`, which reads folders only
     self.failures, self.successes = self.failures + (state == TrialState.FAIL), self.successes + (state != TrialState.FAIL)
     self.report(job, state, value, reason)
     self.despair(reason)
@@ -340,7 +344,7 @@ def standing(self:Agent) -> str: # A line
     count = {s: sum(t.state == s for t in there) for s in TrialState}
     done = sum(t.state.is_finished() for t in there)
     parts = [f"{done}{f' of {cap}' if cap else ''} done", f'{count[TrialState.RUNNING]} running', *[f'{count[s]} {said}' for s, said in [(TrialState.WAITING, 'waiting'), (TrialState.FAIL, 'failed'), (TrialState.PRUNED, 'stopped early')] if count[s]]]
-    if best: parts.append(f"best {self.sweep.metric['name']} {best.value:.5g} ({self.trials.run(best.number)})")
+    if best: parts.append(f"best {self.sweep.metric['name']} {best.value:.5g} ({self.trials.run(best.number)}, by {self.trials.by} values)")
     took = [(t.datetime_complete - t.datetime_start).total_seconds() for t in there if t.state == TrialState.COMPLETE]
     if took and cap and done < cap: parts.append(f'about {spoken(sum(took)/len(took)*(cap - done)/max(1, count[TrialState.RUNNING]))} left')
     return ', '.join(parts)
@@ -354,7 +358,7 @@ def report(self:Agent,
 ) -> None:
     "Say what became of a trial, and how the sweep stands"
     what = {TrialState.COMPLETE: 'finished', TrialState.PRUNED: 'stopped early', TrialState.FAIL: f'failed: {reason}'}[state]
-    found = f", {self.sweep.metric['name']} {value:.5g}" if self.sweep.metric and value is not None else ''
+    found = f", {self.sweep.metric['name']} {value:.5g} ({self.trials.by} value)" if self.sweep.metric and value is not None else ''
     self.say(f'{job.taken.run} {what}{found}, after {spoken(time.monotonic() - job.began)}')
     self.say(f'  {self.standing()}')
 
@@ -382,6 +386,7 @@ def _arguments():
     args.add_argument('--storage', default=os.environ.get('DLFRAME_STORAGE'), metavar='URL', help='a database for the record, as Optuna names it (or DLFRAME_STORAGE); by default a file in the folder')
     args.add_argument('--devices', default='', metavar='0,0,1', help='one trial at a time on each of these GPUs, or cpu; by default one, on what is there')
     args.add_argument('--search', metavar='tpe|gp', help='how the method bayes searches: with TPE, which is usual, or a Gaussian process')
+    args.add_argument('--by', metavar='last|best', help='by which value of the metric trials are compared: the last one of each, which is usual, or its best')
     args.add_argument('--patience', type=float, default=120., metavar='S', help='seconds without a sign after which an agent on another machine is taken for dead (120)')
     args.add_argument('--no-wait', dest='wait', action='store_false', help='leave as soon as there is nothing to begin, though others may die')
     return args
@@ -396,7 +401,7 @@ def main(
         check_executable(sweep.command, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', os.defpath)]))
         folder, most = _place(args.file, args.folder), math.inf if args.trials is None else whole('trials', args.trials)
         folder.mkdir(parents=True, exist_ok=True)
-        with Agents(folder, args.patience, len(devices)) as agents: code = Agent(sweep, folder, Trials(sweep, agents, folder, args.storage, args.search), devices, most, args.wait).run()
+        with Agents(folder, args.patience, len(devices)) as agents: code = Agent(sweep, folder, Trials(sweep, agents, folder, args.storage, args.search, args.by), devices, most, args.wait).run()
     except (OSError, TypeError, ValueError, KeyError, StorageInternalError) as e:
         if os.environ.get('DLFRAME_DEBUG'): raise
         raise SystemExit(f'dlframe-agent: {e}') from e

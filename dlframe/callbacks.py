@@ -416,6 +416,9 @@ class Checkpoint(Periodic, LastCallback): # for Lightning calls such a one after
         super().__init__(every)
         self.keep, self.saved, self.owed = keep, None, False
 
+    @property
+    def state_key(self): return 'Checkpoint(keep)' if self.keep else super().state_key # beside the one of each run
+
     def on_train_start(self, trainer, pl_module):
         if not pl_module.counters['steps']: self.fire(trainer, pl_module)
         if trainer.should_stop: pl_module.restore_random() # there will be no batch to do it

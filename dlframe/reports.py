@@ -24,8 +24,9 @@ from .checks import InvalidValue, MissingFile, known, nearest, shortened, shown,
 from .entries import Entry, Figure, Image
 from .evaluation import Evaluator
 from .files import verify
+from .goals import find_goal, value
 from .latents import rate_distortion
-from .loading import Loaded, ask_sweep, bring, load, run_folders, sought, weight_files
+from .loading import Loaded, Ranking, ask_sweep, best_step, bring, histories, load, run_folders, sought, sweep_metric, weight_files
 from .loggers import apart
 from .specs import read
 from .status import recorded, state
@@ -34,7 +35,7 @@ from .status import recorded, state
 def logged(
     folder:str|Path, # Of a run
     x:str='steps' # A counter
-) -> dict[str, list[tuple[float, float]]]: # Where and what, by name; only finite numbers; of counters where they ended
+) -> dict[str, list[tuple[float, float]]]: # Where and what, by name; of counters where they ended
     "What a run has logged; raises `ValueError` if the file is damaged, `UnknownName` if there is no such counter"
     lines = verify(Path(folder)/'metrics.csv').read_text(encoding='utf-8').splitlines(keepends=True)
     if lines and not lines[-1].endswith('\n'): lines.pop()
@@ -43,7 +44,7 @@ def logged(
     at, row = 2 + counters.index(known('x', x, counters)), None
     try:
         for row in rows:
-            if math.isfinite(value := float(row[1])): found[apart(row[0], counters)].append((float(row[at]), value))
+            found[apart(row[0], counters)].append((float(row[at]), float(row[1])))
         if row: found.update({c: [(float(row[at]), float(row[i + 2]))] for i, c in enumerate(counters)})
     except (IndexError, ValueError, csv.Error) as e: raise InvalidValue(f"{Path(folder)/'metrics.csv'} must be a table that a run has logged: {shown(row)}") from e
     return dict(found)
@@ -105,23 +106,26 @@ def _storage(folder, storage):
 # %% ../nbs/48_reports.ipynb #287376df
 def study_trials(
     folder:Path, # Of the sweep, after which the study is called
-    storage:str|None=None # Where the study is; by default in `journal.log` in the folder
+    storage:str|None=None, # Where the study is; by default in `journal.log` in the folder
+    by:str='last' # Value that counts; a study that was told the other one is not asked for values
 ) -> list[Trial]: # By number
     "Trials of a study, with what their folders know; without those that were one too many"
     kept = _storage(folder, storage)
     try: studies = {s.study_name: s._study_id for s in kept.get_all_studies()}
     except Exception as e: raise InvalidValue(f"`storage` must be a database with studies of Optuna, got one that says {type(e).__name__}") from None
-    found = kept.get_all_trials(studies[known('study', folder.resolve().name, studies)], deepcopy=False)
-    return [visit(_of_study(t), folder) for t in found if t.state.name != 'WAITING' or 'config' in t.user_attrs] # the others nobody has begun
+    key = studies[known('study', folder.resolve().name, studies)]
+    found, attrs = kept.get_all_trials(key, deepcopy=False), kept.get_study_user_attrs(key)
+    asked = attrs.get('by', 'best' if 'sweep' in attrs else by) == by # agents of earlier releases told it the best value
+    return [visit(_of_study(t, asked), folder) for t in found if t.state.name != 'WAITING' or 'config' in t.user_attrs] # the others nobody has begun
 
 # %% ../nbs/48_reports.ipynb #fe650872
-def _of_study(t):
+def _of_study(t, asked=True):
     "A trial as Optuna has it"
     told, run = t.user_attrs, str(t.user_attrs.get('run', ''))
     parameters = told.get('config', t.params or t.system_attrs.get('fixed_params', {}))
     values = t.values or ([t.intermediate_values[max(t.intermediate_values)]] if t.intermediate_values else [])
     return Trial(run if run and Path(run).name == run else f'trial {t.number}', states[t.state.name], parameters if isinstance(parameters, dict) else {}, str(told.get('reason', '')),
-                 values[0] if len(values) == 1 else None, None if t.duration is None else t.duration.total_seconds())
+                 values[0] if asked and len(values) == 1 else None, None if t.duration is None else t.duration.total_seconds())
 
 # %% ../nbs/48_reports.ipynb #07c543c4
 def folder_trials(
@@ -147,7 +151,7 @@ def wandb_trials(
 
 # %% ../nbs/48_reports.ipynb #b20e5629
 def _of_wandb(r, by):
-    summary = {n: v for n in r.summary.keys() if isinstance(v := r.summary[n], (int, float)) and math.isfinite(v)}
+    summary = {n: v for n in r.summary.keys() if isinstance(v := r.summary[n], (int, float))}
     rows = {n: [(0., float(v))] for n, v in summary.items() if not n.startswith('_')}
     return Trial(r.id, states.get(r.state, r.state), {k: v for k, v in r.config.items() if k not in ('manifest', 'name', 'resume')}, seconds=summary.get('_runtime', summary.get('seconds')),
                  logged=rows | (_brought(r) if by == 'best' else {}), notebook=r.url, folder='/'.join([r.entity, r.project, r.id]))
@@ -170,39 +174,51 @@ def flat(
     return found
 
 # %% ../nbs/48_reports.ipynb #26893928
+def _key(value):
+    "The same text for the same value of a parameter, and another for `True` than for 1"
+    return json.dumps(value, sort_keys=True, default=repr)
+
 def _differing(rows):
     "Names of parameters that are not the same in all rows that have any"
     rows = [r for r in rows if r]
     names = list(dict.fromkeys(n for r in rows for n in r))
-    return [n for n in names if len({repr(r[n]) if n in r else None for r in rows}) > 1]
+    return [n for n in names if len({_key(r[n]) if n in r else None for r in rows}) > 1]
 
 # %% ../nbs/48_reports.ipynb #245c2c16
 def trials(
     sweep:str|Path, # A folder with a study or with runs, or a sweep of W&B, `'entity/project/sweeps/id'`
     storage:str|None=None, # URL of the database with the study; by default it is in the folder
     metric:str|None=None, # A logged name; that of the sweep by default
-    goal:str|None=None, # `'minimize'` or `'maximize'`; that of the sweep by default
-    by:str='last' # Value that counts: the `'last'` one, or the `'best'` of the trial
-) -> pd.DataFrame: # A row for each trial, the best first; `attrs` says by what
+    goal:str|None=None, # `'minimize'` or `'maximize'`; that of the sweep by default, or else the metric's own
+    by:str|None=None # Value that counts: the `'last'` one, or the `'best'` of the trial; that of the sweep by default, or else the former
+) -> pd.DataFrame: # A row for each trial, the best of the finished ones first; `attrs` says by what
     "What a sweep tried, and what became of it; raises `FileNotFoundError` if there is none, `UnknownName` for a metric that nobody logged"
-    known('by', by, ('last', 'best'))
     where, own = Path(sweep), metric is None
     local = where.is_dir()
-    found = study_trials(where, storage) if local and (storage or (where/'journal.log').is_file()) else folder_trials(where) if local else wandb_trials(sweep, by)
+    ranking, told = sought(sweep, metric, goal, by, ask=False), sweep_metric(sweep).get('name') or 'valid/loss'
+    metric, by = ranking.metric, ranking.by
+    found = study_trials(where, storage, by) if local and (storage or (where/'journal.log').is_file()) else folder_trials(where) if local else wandb_trials(sweep, by)
     if not found and not any((where/n).is_file() for n in ('journal.log', 'sweep.yaml')): raise MissingFile(f"`sweep` must be a folder with a study or with runs, or a sweep of W&B, got {shown(str(sweep))}")
-    (told, _), (metric, goal) = sought(sweep), sought(sweep, metric, goal)
     names = sorted({n for t in found for n in t.logged if '/' in n and not n.startswith('seconds/')})
     if not own and names: known('metric', metric, {*names, told} if metric == told else names)
-    values = [_value(t.logged.get(metric), goal, by, t.told if metric == told else None) for t in found]
+    ranking = ranking._replace(goal=find_goal(metric, ranking.goal or None))
+    values = [_value(t.logged.get(metric), ranking, t.told if metric == told else None) for t in found]
     table = _table(found, values, metric, [n for n in ('steps', 'epochs', *names) if n != metric])
-    table.attrs.update(sweep=str(sweep), metric=metric, goal=goal, by=by)
-    return table.sort_values(metric, ascending=goal == 'minimize', kind='stable', na_position='last')
+    table.attrs.update(sweep=str(sweep), **ranking._asdict())
+    return _ranked(table).rename_axis(columns=f'{by} {metric}')
+
+def _ranked(table):
+    "The best of the finished trials first, then the best of the others, then those without a value"
+    metric, sign = table.attrs['metric'], 1 if table.attrs['goal'] == 'minimize' else -1
+    def place(i):
+        found = table[metric].iloc[i]
+        return math.isnan(found), table['state'].iloc[i] != 'finished', 0. if math.isnan(found) else sign*found
+    return table.iloc[sorted(range(len(table)), key=place)]
 
 # %% ../nbs/48_reports.ipynb #18f7c2a9
-def _value(rows, goal, by, told):
-    if not rows: return told
-    values = [v for _, v in rows]
-    return values[-1] if by == 'last' else min(values) if goal == 'minimize' else max(values)
+def _value(rows, ranking, told):
+    "Of a trial; what the study was told of it where its numbers are lost"
+    return value([v for _, v in rows], ranking.goal, ranking.by) if rows else told
 
 # %% ../nbs/48_reports.ipynb #86f9520e
 def _table(found, values, metric, names):
@@ -233,15 +249,28 @@ def newest_sweep(
 # %% ../nbs/48_reports.ipynb #4e220239
 def outcome(
     table:pd.DataFrame # As `trials` gives it
-) -> str: # A text of one or two sentences
-    "How the trials ended, and which is the best"
-    metric, goal, count = table.attrs['metric'], table.attrs['goal'], Counter(table['state'])
+) -> str: # A text of one to three sentences
+    "How the trials ended, and which is the best of those that are finished"
+    metric, goal, by = (table.attrs[k] for k in Ranking._fields)
+    count = Counter(table['state'])
     ended = f"{len(table)} trial{'s'*(len(table) != 1)}: {', '.join(f'{n} {state}' for state, n in count.most_common()) or 'none'}. "
-    if table[metric].notna().any():
-        run, row = table.index[0], table.iloc[0]
-        return f"{ended}The {'smallest' if goal == 'minimize' else 'largest'} {metric} is {row[metric]:.4g}, of {run}" + ''.join(f', {p} {_short(row[p])}' for p in table.attrs['parameters']) + '.'
+    valued = table[table[metric].notna()]
+    compared = valued[valued['state'] == 'finished']
+    if len(compared):
+        run, row = compared.index[0], compared.iloc[0]
+        largest = 'smallest' if goal == 'minimize' else 'largest'
+        return f"{ended}By {by} values, the {largest} {metric} is {row[metric]:.4g}, of {run}" + ''.join(f', {p} {_short(row[p])}' for p in table.attrs['parameters']) + '.' + _not_compared(valued, row[metric], table.attrs)
+    if len(valued):
+        return f'{ended}No trial with {metric} is finished.'
     close = nearest(metric, [c for c in table.columns if '/' in c and c != metric])
     return f'{ended}None has logged {metric} yet' + (f'; did you mean {close}?' if close and count['finished'] else '.')
+
+def _not_compared(valued, best, attrs):
+    "A sentence on unfinished trials whose value is better than the best"
+    better = valued[attrs['metric']].lt(best) if attrs['goal'] == 'minimize' else valued[attrs['metric']].gt(best)
+    runs = valued[better & (valued['state'] != 'finished')]
+    names = [f'{run} ({state}, {v:.4g})' for run, state, v in zip(runs.index[:3], runs['state'], runs[attrs['metric']])]
+    return f" Not compared, for not finished: {', '.join(names)}{f' and {len(runs) - 3} more' if len(runs) > 3 else ''}." if names else ''
 
 # %% ../nbs/48_reports.ipynb #ae89cd19
 def _short(value):
@@ -258,7 +287,8 @@ def linked(
     from IPython.display import Markdown
     drop = [c for c in ('notebook', 'folder') if c in table] + [c for c in ('reason',) if c in table and not table[c].any()]
     columns = [c for c in table.columns if c not in drop]
-    lines = ['| run | ' + ' | '.join(map(_cell, columns)) + ' |', '|---'*(1 + len(columns)) + '|']
+    heads = [f"{c} ({table.attrs.get('by')})" if c == table.attrs.get('metric') else c for c in columns]
+    lines = ['| run | ' + ' | '.join(map(_cell, heads)) + ' |', '|---'*(1 + len(columns)) + '|']
     for run, row in table.head(most).iterrows(): lines.append(f"| {_link(run, row['notebook'], table.attrs['sweep'], start)} | " + ' | '.join('' if row[c] is None or row[c] != row[c] else _cell(row[c] if c == 'reason' else _short(row[c])) for c in columns) + ' |')
     return Markdown('\n'.join(lines) + (f'\n\nand {len(table) - most} more' if len(table) > most else ''))
 
@@ -280,23 +310,47 @@ class TooFew(InvalidValue):
 @dataclass
 class Axis:
     "Where values of a parameter go"
-    places:list[float] # One for each value; not a number where there is none
+    places:list[float] # One for each value
     ticks:list[float]|None=None # Places with labels; matplotlib chooses if there are none
     labels:list[str]|None=None # At the ticks
     log:bool=False # Are places on a logarithmic axis?
+    categories:bool=False # Are places numbers of categories?
 
 # %% ../nbs/48_reports.ipynb #c3efabe1
+def _is_number(v):
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+
 def axis(
-    values:Iterable # Of a parameter or a metric
+    values:Iterable # Of a parameter or a metric; of any kind, `None` and not-a-number where there is none
 ) -> Axis: # For them
-    "Find places for values"
+    "Find places for values: numbers on a line, anything else by category"
     values = [None if v is None or v != v else v for v in values]
-    there = [v for v in values if v is not None]
-    numbers, positive = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in there), [v for v in there if not isinstance(v, (bool, str, list)) and v > 0] if there else []
-    wide = numbers and len(positive) > 1 and max(positive) >= 20*min(positive)
-    if numbers and not (wide and len(positive) < len(there) and len({*there}) <= 10): return Axis([math.nan if v is None else float(v) for v in values], log=wide and len(positive) == len(there))
-    kinds = sorted({*there}) if numbers else sorted({repr(v): v for v in there}.values(), key=repr)
-    return Axis([math.nan if v is None else float(kinds.index(v)) for v in values], list(range(len(kinds))), [shortened(_short(k), 14) for k in kinds])
+    numbers = [v for v in values if _is_number(v)]
+    positive = [v for v in numbers if v > 0]
+    wide = len(positive) > 1 and max(positive) >= 20*min(positive)
+    log = wide and len(positive) == len(numbers)
+    other = [v for v in values if not _is_number(v)]
+    named = any(v is not None and not isinstance(v, float) for v in other) # a text, a list, a dictionary, a truth value
+    few = len({*numbers}) <= 10
+    if not other and not (wide and not log and few): return Axis([float(v) for v in values], log=log)
+    if other and not named and not few: return _beside(values, numbers, other, log)
+    return _by_category(values)
+
+def _by_category(values):
+    "A place for each value, numbers first and none last"
+    def order(v): return (v is None, not isinstance(v, (int, float)) or isinstance(v, bool), v if isinstance(v, (int, float)) else 0., _key(v))
+    kinds = sorted({_key(v): v for v in values}.values(), key=order)
+    places = {_key(v): float(i) for i, v in enumerate(kinds)}
+    return Axis([places[_key(v)] for v in values], [*places.values()], [shortened(_short(v), 14) for v in kinds], categories=True)
+
+def _beside(values, numbers, other, log):
+    "Numbers on a line, and what is missing or infinite beyond its end"
+    low, high = min(numbers), max(numbers)
+    kinds = sorted({_key(v): v for v in other}.values(), key=lambda v: (v is None, v or 0.))
+    beyond = {_key(v): high*(high/low)**(.15*i) if log else high + .15*i*(high - low) for i, v in enumerate(kinds, 1)}
+    middle = math.sqrt(low*high) if log else (low + high)/2
+    ticks = {f'{v:.3g}': float(v) for v in (low, middle, high)} | {_short(v): beyond[_key(v)] for v in kinds}
+    return Axis([float(v) if _is_number(v) else beyond[_key(v)] for v in values], [*ticks.values()], [*ticks], log)
 
 # %% ../nbs/48_reports.ipynb #e2addee1
 def _drawn(table, least=2, finished=False):
@@ -349,7 +403,7 @@ def _heights(along):
     low, high = min(h for h in up if h == h) if any(h == h for h in up) else 0., max((h for h in up if h == h), default=1.)
     def height(h): return (h - low)/(high - low) if high > low else .5
     middle = [low, (low + high)/2, high] if high > low else [low]
-    ticks = [(height(t), l) for t, l in zip(along.ticks, along.labels)] if along.ticks is not None else [(height(m), f'{math.exp(m) if along.log else m:.3g}') for m in middle]
+    ticks = [(height(math.log(t) if along.log else t), l) for t, l in zip(along.ticks, along.labels)] if along.ticks is not None else [(height(m), f'{math.exp(m) if along.log else m:.3g}') for m in middle]
     return [height(h) for h in up], ticks
 
 # %% ../nbs/48_reports.ipynb #6f1520b6
@@ -372,7 +426,7 @@ def importances(
     kept, names = _drawn(table, 4, finished=True), _chosen(table, None)
     kept = kept.iloc[::-(-len(kept)//most)]
     axes = {n: axis(kept[n]) for n in names}
-    values = {n: [p if p == p else -1. for p in a.places] for n, a in axes.items()}
+    values = {n: a.places for n, a in axes.items()}
     names = [n for n in names if len({*values[n]}) > 1]
     if not names or kept[table.attrs['metric']].nunique() < 2: raise TooFew(f"`table` must hold finished trials that differ, got {len(kept)} that do not")
     with _quiet() as optuna:
@@ -383,7 +437,7 @@ def importances(
 
 # %% ../nbs/48_reports.ipynb #729fce71
 def _distribution(distributions, along, values):
-    if along.ticks is not None: return distributions.CategoricalDistribution(sorted({*values}))
+    if along.categories: return distributions.CategoricalDistribution(sorted({*values}))
     return distributions.FloatDistribution(min(values), max(values), log=along.log and min(values) > 0)
 
 # %% ../nbs/48_reports.ipynb #827c6680
@@ -429,12 +483,16 @@ def place(
     return None if not folder else Path(table.attrs['sweep'])/folder if Path(table.attrs['sweep']).is_dir() else folder
 
 # %% ../nbs/48_reports.ipynb #7a3b38ec
+def _finite(rows):
+    "Those that can be drawn"
+    return [(at, v) for at, v in rows if math.isfinite(v)]
+
 def _lines(table, metric, x):
     "Rows of the metric, by run; those of W&B are brought"
-    if not Path(table.attrs['sweep']).is_dir(): return ask_sweep(table.attrs['sweep'], lambda found: {r.id: _brought(r, x).get(metric, []) for r in found.runs if r.id in table.index})
+    if not Path(table.attrs['sweep']).is_dir(): return ask_sweep(table.attrs['sweep'], lambda found: {r.id: _finite(_brought(r, x).get(metric, [])) for r in found.runs if r.id in table.index})
     found = {}
     for run in table.index[table['folder'] != '']:
-        try: found[run] = logged(place(table, run), x).get(metric, [])
+        try: found[run] = _finite(logged(place(table, run), x).get(metric, []))
         except (OSError, ValueError): pass # said in the table
     return found
 
@@ -469,7 +527,10 @@ def rates(
     parameter = parameter or ('beta' if 'beta' in own else own[0])
     columns = [f'{n}/{q}' for n in names[:1] for q in ('rate', 'distortion')]
     kept = table[table['state'] == 'finished'].dropna(subset=columns) if names else table.head(0)
-    groups = kept.groupby(kept[parameter].map(_short), sort=False)[columns].mean()
+    keys = [_key(None if v is None or v != v else v) for v in kept[parameter]]
+    labels = {key: _short(v) for key, v in zip(keys, kept[parameter])}
+    if len({*labels.values()}) < len(labels): labels = {key: key for key in labels} # in full, where few letters would be the same
+    groups = kept.groupby([labels[key] for key in keys], sort=False)[columns].mean()
     if len(groups) < 2: raise TooFew(f"`table` must hold finished trials with rate and distortion for at least 2 values of {parameter}, got {len(groups)}")
     groups = groups.sort_values(columns[0]).iloc[[round(i*(len(groups) - 1)/(min(most, len(groups)) - 1)) for i in range(min(most, len(groups)))]]
     return rate_distortion({f'{parameter} {value}': groups.loc[[value]] for value in groups.index}, names[0])
@@ -479,15 +540,22 @@ def best_few(
     table:pd.DataFrame, # As `trials` gives it
     top:int=4, # How many
     load:Callable=load # What reads one; for the packages or the device of one's own
-) -> dict[str, Loaded]: # By run, the best first
-    "Load the best trials that can be loaded; raises `TooFew` if none can"
-    found, why = {}, 'no trial has a folder'
-    for run in table.index[table[table.attrs['metric']].notna()]:
+) -> dict[str, Loaded]: # By run, the best first; with the weights of the value they are compared by
+    "Load the best finished trials that can be loaded; raises `TooFew` if none can"
+    found, why = {}, 'no trial is finished and has a folder'
+    for run in table.index[table[table.attrs['metric']].notna() & (table['state'] == 'finished')]:
         if len(found) == whole('top', top): break
-        try: found |= {run: load(place(table, run))} if place(table, run) else {}
+        try: found |= {run: _load_compared(table, run, load)} if place(table, run) else {}
         except (OSError, ValueError, KeyError, TypeError) as e: why = f'{run}: {shortened(str(e))}'
-    if not found: raise TooFew(f"`table` must hold a trial that can be loaded, got none ({why})")
+    if not found: raise TooFew(f"`table` must hold a finished trial that can be loaded, got none ({why})")
     return found
+
+def _load_compared(table, run, load):
+    "A trial, with the weights of the value in the table"
+    left, ranking = load(place(table, run)), Ranking(*(table.attrs[k] for k in Ranking._fields))
+    if ranking.by == 'last': return left
+    step = best_step(left.folder, histories(left.folder)[ranking.metric], ranking)
+    return left if step is None else load(place(table, run), step=step)
 
 # %% ../nbs/48_reports.ipynb #272f5241
 def _pixels(found):

@@ -7,13 +7,14 @@ __all__ = ['distributions', 'usual_options', 'macros', 'Choice', 'choice', 'choi
            'check_executable', 'Sweep', 'read_sweep']
 
 # %% ../nbs/44_sweeps.ipynb #3dfd9db0
-import json, os, shutil
+import json, os, shutil, sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import exp, isfinite
 from pathlib import Path
 
 from .checks import InvalidType, InvalidValue, UnknownName, known, real, refusal_type, shown, whole
+from .goals import contradiction, find_goal, known_goal
 from .params import declared, read_value
 from .specs import parse, read
 
@@ -169,7 +170,13 @@ def _metric(given):
     if not isinstance(given.get('name'), str) or not given['name']: raise InvalidValue(f"`metric.name` must be the name of a logged number, got {shown(given.get('name'))}")
     if 'target' in given: real('metric.target', given['target'])
     for key in {'impute', 'impute_while_running'} & given.keys(): known(f'metric.{key}', str(given[key]).lower(), ('latest', 'best', 'worst', 'false'))
-    return {**given, 'goal': known('metric.goal', given.get('goal', 'minimize'), ('minimize', 'maximize'))}
+    return {**given, 'goal': _goal(given['name'], given.get('goal'))}
+
+def _goal(name, goal):
+    "As it is given; the metric's own, if that is W&B's default"
+    if goal is None and known_goal(name) == 'maximize':
+        raise InvalidValue(f"`metric.goal` must be given for {name}, of which a larger one is better: without a goal W&B minimizes")
+    return find_goal(name, goal, 'metric.goal')
 
 def _early_terminate(given):
     if not isinstance(given, Mapping): raise InvalidType(f"`early_terminate` must be a mapping with a type, got {shown(given)}")
@@ -192,11 +199,14 @@ def read_sweep(
 ) -> Sweep: # What it asks for
     "Read a sweep file and check it against its program; raises `ValueError`, `TypeError` or `UnknownName`, naming the file and the place in it, and starts nothing"
     given = read(file)
-    try: return _sweep(Path(file), given, Path(folder))
+    try: sweep = _sweep(Path(file), given, Path(folder))
     except RecursionError: raise InvalidValue(f"{file} must not be nested so deeply") from None
     except (UnknownName, TypeError, ValueError) as e:
         kind = refusal_type(e)
         raise kind(f'{file}: {e}') from e
+    if sweep.metric and (odd := contradiction(sweep.metric['name'], sweep.metric['goal'])):
+        print(f'{file}: {odd}', file=sys.stderr)
+    return sweep
 
 # %% ../nbs/44_sweeps.ipynb #8c284612
 def _sweep(file, given, folder):

@@ -10,6 +10,8 @@ from optuna.trial import TrialState
 from tree import BIN, ROOT
 
 from dlframe.agent import cores
+from dlframe.loading import sought
+from dlframe.reports import trials
 from dlframe.status import state
 from dlframe.sweeps import read_sweep
 from dlframe.trials import Agents, Trials
@@ -105,7 +107,7 @@ def test_ten_at_once(tmp_path):
     assert finish([start(file, folder) for _ in range(10)]) == [0]*10
     history = whole(file, folder, 20)
     assert all(len(lines) == 2 for lines in history.values())
-    assert re.search(r'20 of 20 done, 0 running, best valid/loss 0\.0\d+ \(\w{4}-0000\)', said(file))
+    assert re.search(r'20 of 20 done, 0 running, best valid/loss 0\.0\d+ \(\w{4}-0000, by last values\)', said(file))
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_asked_to_go(tmp_path, number):
@@ -229,8 +231,21 @@ def test_a_search_learns(tmp_path):
     betas = [t.user_attrs['config']['beta'] for t in found.all()]
     assert len({*betas}) == len(betas) < 60 and found.best().value <= .5
 
+@pytest.mark.parametrize('by, value, beta', [('last', 2., 2.), ('best', 1., 1.)])
+def test_one_value_for_all(tmp_path, by, value, beta):
+    "Losses 5, 1, 4 and 5, 2, 2: agent, record, report and the sweep's file agree on which is the best, and say by what"
+    shell = 'd="$RUNS_ROOT/$WANDB_SWEEP_ID/$WANDB_RUN_ID" && mkdir -p "$d" && echo \'{"parameters": {}}\' > "$d/manifest.json" && case "$1" in *1.0*) v="5 1 4";; *) v="5 2 2";; esac; s=0; echo name,value,steps > "$d/metrics.csv"; for x in $v; do echo "valid/loss,$x,$s" >> "$d/metrics.csv"; s=$((s+1)); done'
+    file, folder = sweep_file(tmp_path, ['sh', '-c', shell, '${program}', '${args_json}'], parameters={'beta': {'values': [1., 2.]}}), tmp_path/'runs/beta'
+    assert finish([start(file, folder, *([] if by == 'last' else ['--by', by]))]) == [0]
+    found, table = record(file, folder), trials(folder)
+    first, = (t for t in found.all() if t.user_attrs['config']['beta'] == beta)
+    assert (found.by, found.best().number, found.best().value) == (by, first.number, value)
+    assert said(file).splitlines()[-1] == f'2 of 2 done, 0 running, best valid/loss {value:g} ({found.run(first.number)}, by {by} values)'
+    assert (table.index[0], table['valid/loss'].iloc[0], table.attrs['by'], sought(folder).by) == (found.run(first.number), value, by, by)
+    assert finish([start(file, folder, '--by', 'best' if by == 'last' else 'last')]) == [1] # by one or the other
+
 @pytest.mark.parametrize('changes, said', [
-    ({'metric': {'name': 'valid/los'}}, 'valid/los was never logged in .*metrics.csv, which has valid/loss; did you mean valid/loss?'),
+    ({'metric': {'name': 'valid/los', 'goal': 'minimize'}}, 'valid/los was never logged in .*metrics.csv, which has valid/loss; did you mean valid/loss?'),
     ({'command': ['sh', '-c', 'kill -KILL $$', '${program}', '${args_json}']}, 'it died of SIGKILL')], ids=lambda x: None)
 def test_a_trial_fails(tmp_path, changes, said):
     "With its reason; and where all fail, the agent says so and stops"

@@ -115,6 +115,21 @@ def test_a_cell_that_was_added_before_is_read_too(pages):
     assert status == 1 and lines[-1].startswith('ParameterError: `parameters` must be passed as lines `name = value`, got ')
     assert pages.names() == ['in.ipynb']
 
+BASE = "base: str = 'x'\nout: str = "
+
+@pytest.mark.parametrize('default', ["f'{base}-1'", "base + '-1'", 'str(base)', '[b for b in base]', "'x-1'\nout = base", "'x-1'\nout += base"])
+def test_a_default_that_is_computed(default, pages):
+    "It would keep the value of before, so it is refused, unless nothing is passed"
+    pages.make('1', parameters=BASE + default)
+    status, lines = pages.run('-p', 'base', 'y')
+    assert status == 1 and 'ParameterError: ' in lines[-1] and ('must have a default of literals' in lines[-1] or 'the parameters cell' in lines[-1])
+    assert pages.names() == ['in.ipynb']
+
+def test_a_default_of_literals(pages):
+    pages.make('print(base, out, n)', parameters=BASE + "'x-' '1'\nn: list = [-1, 2*3, 1e-3, None, {'a': ()}, float('inf')]")
+    assert pages.run('-p', 'base', 'y')[0] == 0
+    assert "y x-1 [-1, 6, 0.001, None, {'a': ()}, inf]" in (pages.folder/'out.ipynb').read_text()
+
 def test_without_types(pages):
     "Names are checked, values are not"
     pages.make('assert beta == "many"', parameters='beta = 1.')
@@ -273,6 +288,43 @@ def test_a_papermill_that_was_killed_holds_nothing(pages):
     assert pages.run()[0] == 0
     assert pages.names() == ['go', 'in.ipynb', 'out.ipynb', 'started', 'working']
 
+def test_the_same_command_twice(pages):
+    "The notebook of a finished run stays; that of a failed one gives way to the same run, and to no other"
+    pages.make("from pathlib import Path\nassert Path('mended').exists()", parameters='beta: float = 1.')
+    assert pages.run('-p', 'beta', .1)[0] == 1
+    def refused(*words, output='out.ipynb'):
+        before = left(pages.folder)
+        status, lines = pages.run(*words, output=output)
+        assert status == 1 and left(pages.folder) == before # nothing started, nothing written
+        return lines[-1].replace(str(pages.folder.resolve()), '')
+    assert 'which is of another one (beta 0.1): choose another path' in refused('-p', 'beta', .2)
+    assert 'which is of another one (beta 0.1)' in refused()
+    (pages.folder/'started').unlink(), (pages.folder/'mended').touch()
+    assert pages.run('-p', 'beta', .1)[0] == 0
+    (pages.folder/'started').unlink()
+    for words in ['-p', 'beta', .1], ['-p', 'beta', .2], []:
+        assert refused(*words) == 'OSError: `output_path` must be a new file, got /out.ipynb, the notebook of a run that is finished: choose another path (and name), or move the notebook away'
+    assert 'must be another file than the notebook that runs' in refused(output='in.ipynb')
+    (pages.folder/'own.ipynb').write_text((pages.folder/'in.ipynb').read_text())
+    (pages.folder/'notes.ipynb').write_text('notes')
+    for own in 'own.ipynb', 'notes.ipynb': assert 'which papermill has not written' in refused('-p', 'beta', .1, output=own)
+    assert pages.run('-p', 'beta', .2, output='other.ipynb')[0] == 0
+
+def test_a_trial_that_is_taken_over(pages):
+    "A finished notebook of the same trial is its result; another trial may not write over it"
+    pages.make('print(beta)', parameters='beta: float = 1.')
+    def trial(run): pages.env |= {'WANDB_SWEEP_ID': 's', 'WANDB_RUN_ID': run, 'WANDB_MODE': 'offline'}
+    trial('a-0000')
+    assert pages.run('-p', 'beta', .1)[0] == 0
+    (pages.folder/'started').unlink()
+    before = {p: content for p, content in left(pages.folder).items()}
+    status, lines = pages.run('-p', 'beta', .1)
+    assert status == 0 and any('is finished: nothing is left to run' in line for line in lines)
+    assert json.loads((pages.folder/'out.ipynb').read_text()) == json.loads(before[pages.folder/'out.ipynb']) and pages.names() == ['in.ipynb', 'out.ipynb']
+    trial('a-0001')
+    status, lines = pages.run('-p', 'beta', .1)
+    assert status == 1 and 'the notebook of a run that is finished' in lines[-1] and left(pages.folder).keys() == before.keys()
+
 def small_files():
     "No file may become larger than 100 kB: to the one who writes it the same as a full disk"
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -301,7 +353,7 @@ def test_a_folder_that_may_not_be_written(pages):
 
 def test_a_notebook_that_may_not_be_written(pages):
     pages.make('1')
-    (pages.folder/'out.ipynb').write_text('kept')
+    (pages.folder/'out.ipynb').touch()
     (pages.folder/'out.ipynb').chmod(0o444)
     before = left(pages.folder)
     status, lines = pages.run(before=no_privilege)

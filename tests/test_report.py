@@ -1,9 +1,12 @@
 "What a sweep left, in every state a trial can be in, as a table and as a report; from a folder, from a database, and from W&B's server on loopback"
-import json, os, shutil, time
+import json, os, shlex, shutil, time
 from datetime import timedelta
+from pathlib import Path
 
 import optuna
 import pytest
+import torch
+import yaml
 from experiment import Jupyter, code, environment, left, once, papermill, start
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -12,8 +15,17 @@ from test_wandb import environment as online, python
 from tree import BIN, ROOT
 from wandb_stub import ENTITY, server
 
+from dlframe.architectures import decoder, encoder
+from dlframe.callbacks import Checkpoint, Evaluate
+from dlframe.evaluation import Terms
+from dlframe.images import images
 from dlframe.loading import best
-from dlframe.reports import logged, newest_sweep, trials
+from dlframe.loggers import read_metrics
+from dlframe.optimization import Optimization
+from dlframe.priors import prior
+from dlframe.reports import logged, newest_sweep, outcome, trials
+from dlframe.run import Run
+from dlframe.vae import VAE
 
 REPORT = 'nbs/experiments/sweep_report.ipynb'
 
@@ -86,14 +98,60 @@ def test_every_trial_is_a_row(sweep):
     assert dict(zip(table.index, table['state'])) == {**dict.fromkeys(trained, 'finished'), 'x7k2-0005': 'stopped early', 'x7k2-0006': 'failed', 'x7k2-0007': 'cut short', 'x7k2-0008': 'finished', 'x7k2-0009': 'waiting'}
     assert {run: why for run, why in table['reason'].items() if why} == {'x7k2-0005': 'stopped early: below the others', 'x7k2-0006': 'FloatingPointError: `loss` must be finite | <b>', 'x7k2-0008': 'its folder is not there'}
     assert table.attrs['parameters'] == ['beta', 'groups.encoder.lr'] and table.loc['x7k2-0006', 'groups.encoder.lr'] == .1
-    assert table['valid/elbo'].dropna().is_monotonic_decreasing and table.loc['x7k2-0008', 'valid/elbo'] == -29.5
+    for ended in 'finished', 'cut short': assert table['valid/elbo'][table['state'] == ended].is_monotonic_decreasing
+    assert table['state'].tolist()[:6] == ['finished']*6 and table.loc['x7k2-0008', 'valid/elbo'] == -29.5
     assert table.loc['x7k2-0003', 'seconds'] == 90 and table.loc['x7k2-0003', 'notebook'] == 'x7k2-0003.ipynb' and table.loc['x7k2-0005', 'notebook'] == ''
 
 def test_the_best_is_what_best_loads(sweep):
-    for more in {}, {'by': 'best'}, {'metric': 'valid/loss'}, {'metric': 'valid/loss', 'goal': 'maximize'}:
+    for more in {}, {'by': 'last'}, {'metric': 'valid/loss'}, {'metric': 'valid/loss', 'goal': 'maximize'}, {'metric': 'valid/plane/rate', 'goal': 'maximize'}:
         table = trials(sweep, **more)
         assert best(sweep, **more).folder.name == next(run for run in table.index if (sweep/run/'checkpoints').is_dir()), more
     assert best(sweep, 'valid/loss').model.beta == .03 and best(sweep).model.beta > .03
+
+@pytest.mark.parametrize('keep', [True, False])
+def test_the_weights_are_those_of_the_value(keep, tmp_path):
+    "The rate is smallest after an epoch, and larger at the end: the best by that moment has the weights of that moment, or is refused"
+    torch.manual_seed(0)
+    vae = VAE(encoder('mlp', (1, 8, 8), 4, [16]), decoder('mlp', 4, (1, 8, 8), [16]), prior('standard_normal', 4))
+    run = Run(Optimization(vae, images('digits'), lr=.01), '2 epochs', [Evaluate(Terms('valid'), '1 epoch')], callbacks=[Checkpoint('1 epoch', keep=True)] if keep else [])
+    run.place = tmp_path/'runs/a'
+    run.fit()
+    rates = read_metrics(run.place)['valid/rate'].dropna()
+    at = rates.idxmin()
+    assert at < rates.index[-1] and rates[at] < rates.iloc[-1]/2
+    def found(by): return best(tmp_path/'runs', 'valid/rate', by=by).look(Terms('valid')).values['rate']
+    assert found('last') == pytest.approx(rates.iloc[-1], rel=1e-5) # float32, in batches of another size
+    if keep: assert found('best') == pytest.approx(rates[at], rel=1e-5)
+    else:
+        with pytest.raises(ValueError, match=f'valid/rate of a was .* at step {at}, and is .* with the weights of its end'): found('best')
+
+def add(sweep, to, name, value, runs):
+    "A copy of a sweep, in whose runs something more is logged at the end"
+    shutil.copytree(sweep, to)
+    for run in runs:
+        rows = (to/run/'metrics.csv').read_text()
+        (to/run/'SHA256SUMS').unlink(missing_ok=True)
+        (to/run/'metrics.csv').write_text(f'{rows}{name},{value},{rows.splitlines()[-1].split(",", 2)[2]}\n')
+    return to
+
+def test_a_better_value_that_is_not_finished(sweep, tmp_path, capsys):
+    "Neither `best` nor the table takes it for the best; both name it"
+    folder = add(sweep, tmp_path/'betas', 'valid/elbo', -1., ['x7k2-0005', 'x7k2-0007'])
+    table = trials(folder)
+    assert table['valid/elbo'].max() == -1 and table['valid/elbo'].iloc[0] < -1
+    assert outcome(table).endswith('Not compared, for not finished: x7k2-0005 (stopped early, -1), x7k2-0007 (cut short, -1).')
+    capsys.readouterr()
+    assert best(folder).folder.name == next(run for run in table.index if run in trained)
+    assert 'x7k2-0005 (interrupted)' in (said := capsys.readouterr().out) and 'x7k2-0007 (cut short)' in said
+    assert best(folder, unfinished=True).folder.name in ('x7k2-0005', 'x7k2-0007')
+
+def test_goals(sweep, tmp_path):
+    "Known for the library's own metrics, asked for otherwise"
+    folder = add(sweep, tmp_path/'betas', 'valid/score', 7., trained)
+    for look in trials, best:
+        with pytest.raises(ValueError, match='`goal` must be given for valid/score'): look(folder, metric='valid/score')
+        assert look(folder, metric='valid/score', goal='minimize') is not None
+    assert {m: trials(folder, metric=m).attrs['goal'] for m in ('valid/elbo', 'valid/loss', 'valid/distortion', 'valid/plane/rate')} == {'valid/elbo': 'maximize', 'valid/loss': 'minimize', 'valid/distortion': 'minimize', 'valid/plane/rate': 'minimize'}
 
 def test_in_a_database(sweep, tmp_path):
     url = f"sqlite:///{tmp_path/'studies.db'}"
@@ -148,7 +206,7 @@ def test_report(sweep, home, tmp_path):
     assert left(sweep) == before
     said, pictures = shown(tmp_path/'report.ipynb')
     assert pictures == 6
-    assert said.startswith('10 trials: 6 finished, 1 stopped early, 1 cut short, 1 failed, 1 waiting. The largest valid/elbo is')
+    assert said.startswith('10 trials: 6 finished, 1 stopped early, 1 cut short, 1 failed, 1 waiting. By last values, the largest valid/elbo is')
     assert '](x7k2-0003.ipynb)' in said and '[x7k2-0006](x7k2-0006.ipynb) | failed | FloatingPointError: \\`loss\\` must be finite \\| &lt;b&gt; |' in said
     assert f"model = best('{os.path.relpath(sweep, ROOT)}').model" in said
 
@@ -199,7 +257,7 @@ def test_a_sweep_of_wandb(sweep, tmp_path):
     assert said['runs'] == [*order, 'x7k2-0009'] and said['states'] == ['finished']*5 + ['failed'] and said['attrs'] == {'sweep': name, 'metric': 'valid/elbo', 'goal': 'maximize', 'by': 'last', 'parameters': ['beta']}
     assert said['last'] == here['valid/elbo'][order].tolist() and said['best'] == best_here['valid/elbo'].sort_values(ascending=False).tolist()
     assert said['seconds'] == 7 and said['folder'] == f'{ENTITY}/test/{order[0]}' and said['loaded'] == order[0]
-    assert pictures == 6 and report.startswith('6 trials: 5 finished, 1 failed. The largest valid/elbo is')
+    assert pictures == 6 and report.startswith('6 trials: 5 finished, 1 failed. By last values, the largest valid/elbo is')
     assert f'/{ENTITY}/test/runs/{order[0]})' in report and f"model = best('{name}').model" in report
 
 LOOK = """
@@ -210,3 +268,51 @@ table, whole = trials(sys.argv[1]), trials(sys.argv[1], by='best')
 print(json.dumps({'runs': [*table.index], 'states': [*table['state']], 'attrs': table.attrs, 'last': table['valid/elbo'].dropna().tolist(), 'best': whole['valid/elbo'].dropna().tolist(),
                   'seconds': table['seconds'].iloc[0], 'folder': table['folder'].iloc[0], 'loaded': best(sys.argv[1]).folder.name}))
 """
+
+# The commands of the README
+
+def readme_commands():
+    "What the README tells a reader to type, by their first words"
+    lines = (ROOT/'README.md').read_text('utf-8').splitlines()
+    typed = [line.split(' #')[0].strip() for line in lines if line.startswith(('make train NAME=', 'dlframe-agent ', 'papermill '))]
+    return {first: [shlex.split(line) for line in typed if line.startswith(first)] for first in ('make', 'dlframe-agent', 'papermill')}
+
+def tiny(words, **smaller):
+    "The words of `make train NAME=… ARGS=…` as those of papermill, with a few parameters made small"
+    name, args = (next(w.partition('=')[2] for w in words if w.startswith(f'{k}=')) for k in ('NAME', 'ARGS'))
+    return name, [*shlex.split(args), '-p', 'name', name, *(w for k, v in smaller.items() for w in ('-p', k, v))]
+
+def test_two_commands_of_the_readme_and_their_report(home, tmp_path):
+    "A dictionary that is empty in one of the runs, a model that knows no decoder: all is drawn"
+    commands, runs = readme_commands(), tmp_path/'runs'
+    env = environment(home, RUNS_ROOT=runs)
+    runs.mkdir()
+    assert len(commands['make']) == 2
+    for words in commands['make']:
+        name, given = tiny(words, dataset='digits', train_for='4 steps')
+        good(start('papermill', '--engine', 'dlframe', 'nbs/experiments/train.ipynb', runs/f'{name}.ipynb', *given, env=env))
+    report, = commands['papermill']
+    at = [str(runs) if w == 'runs/vae_beta' else str(runs/'report.ipynb') if w.endswith('report.ipynb') and w.startswith('runs') else w for w in report]
+    good(start(*at, env=env))
+    said, pictures = shown(runs/'report.ipynb')
+    assert said.startswith('2 trials: 2 finished. By last values, the smallest valid/loss is')
+    assert {'schedule.CosineAnnealingLR.T_max', 'model', 'beta', 'decoder'} <= {*trials(runs).attrs['parameters']}
+    assert pictures == 3 and said.count('must hold') == 3 # two trials have no importances, one of them no distortion, and no evaluator suits both models
+
+def test_the_sweep_of_the_readme_and_its_report(home, tmp_path):
+    "Two trials of its file, made small, by the agent that the README names; then the report beside them"
+    commands = readme_commands()
+    agent, = commands['dlframe-agent']
+    given = yaml.safe_load((ROOT/agent[1]).read_text())
+    given['parameters'] |= {'beta': {'values': [.1, 1.]}, 'seed': {'value': 0}, 'dataset': {'value': 'digits'}, 'train_for': {'value': '4 steps'}, 'logger': {'value': 'files'}}
+    (tmp_path/Path(agent[1]).name).write_text(yaml.safe_dump(given))
+    env = environment(home, RUNS_ROOT=tmp_path/'runs')
+    told = good(start(BIN/agent[0], tmp_path/Path(agent[1]).name, env=env)).stdout
+    folder, (report,) = tmp_path/'runs/vae_beta', commands['papermill']
+    at = [str(folder) if w == 'runs/vae_beta' else str(folder/'report.ipynb') if w == 'runs/vae_beta/report.ipynb' else w for w in report]
+    good(start(*at, env=env))
+    said, _ = shown(folder/'report.ipynb')
+    table = trials(folder)
+    assert said.startswith(f"2 trials: 2 finished. By last values, the largest valid/elbo is {table['valid/elbo'].iloc[0]:.4g}, of {table.index[0]}, beta ")
+    assert f"best valid/elbo {table['valid/elbo'].iloc[0]:.5g} ({table.index[0]}, by last values)" in told.splitlines()[-1]
+    assert best(folder).folder == folder/table.index[0]

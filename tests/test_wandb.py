@@ -102,7 +102,7 @@ for words in sys.argv[1:]:
         wandb.Api = None
         continue
     try: found = eval(words)
-    except (OSError, KeyError) as e: print(f'{type(e).__name__}: {e}')
+    except (OSError, KeyError, ValueError) as e: print(f'{type(e).__name__}: {e}')
     else: print(found.folder, found.metrics['valid/loss'].iloc[-1])
 """
 
@@ -113,18 +113,19 @@ def test_what_is_logged_arrives_and_is_loaded(tmp_path):
         name = leave_three(home, s)
         s.stub.runs['test', 'sweep1r3'] = {**s.stub.run('test', 'sweep1r2'), 'name': 'sweep1r3', 'files': {}, 'summary': {'valid/loss': -100}} # nothing of it is left
         sweep = f"'{ENTITY}/test/sweeps/sweep1'"
-        asked = [f"load('{ENTITY}/test/{name}')", f'best({sweep})', f"best({sweep}, goal='maximize', by='best')", f"best({sweep}, 'valid/los')", f"load('{ENTITY}/test/nobody')", f"best('{ENTITY}/test/sweeps/none')", 'nothing', f"load('{ENTITY}/test/{name}')"]
+        asked = [f"load('{ENTITY}/test/{name}')", f'best({sweep})', f"best({sweep}, goal='maximize')", f"best({sweep}, 'valid/los')", f"load('{ENTITY}/test/nobody')", f"best('{ENTITY}/test/sweeps/none')", f"best({sweep}, goal='maximize', by='best')", 'nothing', f"load('{ENTITY}/test/{name}')"]
         said = python(READ, *asked, home=elsewhere, url=s.url)[0].splitlines()
     kept = elsewhere/'runs/wandb'/ENTITY/'test'
-    left_out = '1 of 3 runs left out: without valid/loss, or without a checkpoint'
-    assert said[:5] == [f'{kept/name} 7.0', left_out, f'{kept}/sweep1r1 6.0', left_out, f'{kept}/sweep1r2 7.0'] # 12 at its best, 7 at its end
+    left_out = '1 of 3 runs left out: sweep1r3 (without a checkpoint)'
+    assert said[:5] == [f'{kept/name} 7.0', left_out, f'{kept}/sweep1r1 6.0', left_out, f'{kept}/sweep1r2 7.0']
     assert "did you mean 'valid/loss'?" in said[5]
     assert said[6].startswith(f"MissingFile: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:") and said[7].startswith('MissingFile')
     for run, folder in (name, 'a'), ('sweep1r1', 's1'), ('sweep1r2', 's2'):
         assert {str(p.relative_to(kept/run)) for p in (kept/run).rglob('*') if p.is_file()} == {*FILES[:3], 'wandb_id'}
         for f in FILES[:3]: assert (kept/run/f).read_bytes() == (home/'runs'/folder/f).read_bytes()
     assert [p.name for p in kept.iterdir() if p.name[0] == '.'] == []
-    assert said[8:] == said[:1] # kept: W&B is not asked again
+    assert said[10:] == said[:1] # kept: W&B is not asked again
+    assert said[8] == left_out and said[9].startswith("InvalidValue: `by` must be 'last' where the weights of the best moment were not kept: valid/loss of sweep1r2 was 12 at step 0, and is 7 with the weights of its end")
 
 def test_without_a_server_it_goes_on_offline(tmp_path):
     said, _ = leave(('a', 0, [0, 1], {}), home=tmp_path, url='http://127.0.0.1:9')

@@ -196,9 +196,8 @@ class TorchvisionImages(Data):
         ask:str # A split that the files have, or `'train'` for all there is
     ) -> dict[str, Tensor]: # Its tensors, read once
         "The tensors of one of the set's own splits"
-        device = find_device()
         options = {**torchvision_sets[self.name].get(ask, {}), **self.options}
-        if ask not in self.files: self.files[ask] = _tensors(_open_set(self.name, Path(self.root or device.data_root), device.download, options), self.pixels)
+        if ask not in self.files: self.files[ask] = _tensors(_open_set(self.name, self.place(self.root), find_device().download, options), self.pixels)
         return self.files[ask]
 
     def open(self, name):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['allowed_packages', 'allowed_homes', 'allowed_kinds', 'usual', 'remember', 'Part', 'make', 'script_module', 'qualname',
            'importing', 'trusted', 'find', 'spec', 'build', 'named_in', 'own_names', 'needed_packages', 'override',
-           'parse', 'write', 'read']
+           'leads_into', 'parse', 'write', 'read']
 
 # %% ../nbs/01_specs.ipynb #739206e7
 import ast, copy, json, os, re, sys
@@ -430,6 +430,32 @@ def override(
             node[key] = value
     except RecursionError: raise InvalidValue(f"`s` must not be nested so deeply, or in itself, got {shown(s)}") from None
     return s
+
+# %% ../nbs/01_specs.ipynb #5b1c0d12
+def _made_of(s, node, found, targets):
+    "Collect the lists and dictionaries that `node` is made of, by identity, and the paths that it refers to"
+    if isinstance(node, Mapping) and isinstance(node.get('same'), str):
+        if node['same'] in targets: return
+        targets.add(node['same'])
+        node = _meant(s, node, node['same'], ())
+    if not isinstance(node, (list, Mapping)) or id(node) in found: return
+    found[id(node)] = node
+    for value in node.values() if isinstance(node, Mapping) else node: _made_of(s, value, found, targets)
+
+def leads_into(
+    s:dict, # A specification
+    path:str, # Of something in it
+    part:str, # Name of a part in it
+    packages:str|Iterable[str]=() # Packages to trust besides `allowed_packages`
+) -> bool: # Is the part made of it?
+    "Whether a change at `path` changes what `build` makes of `s[part]`"
+    found, targets = {}, set()
+    try:
+        _made_of(s, s[part], found, targets)
+        node, key = _locate(s, path.split('.'), trusted(packages))
+    except RecursionError: raise InvalidValue(f"`s` must not be nested so deeply, or in itself, got {shown(s)}") from None
+    if node is not s: return id(node) in found
+    return key == part or any(f'{to}.'.startswith(f'{key}.') for to in targets)
 
 # %% ../nbs/01_specs.ipynb #6bd6a0f5
 def _is_module(o): return hasattr(type(o), 'named_modules')

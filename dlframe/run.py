@@ -412,8 +412,8 @@ def at_prompt() -> bool: # In a notebook with a person in front of it, in IPytho
 @patch
 def progress(self:Run) -> str: # For example `'after step 180, at 18 of 100 epochs'`
     "How far training has come"
-    counters, unit, whole = self.optimization.counters, self.train_for.unit, str(self.train_for)
-    return f"after step {counters['steps']}, at {counters[unit]:.4g}{'' if whole.endswith(unit) else f' {unit}'} of {whole}"
+    counters = self.optimization.counters
+    return f"after step {counters['steps']}, at {counters[self.train_for.unit]:.4g} of {self.train_for}"
 
 @patch
 def how_to_resume(self:Run) -> str: # Python, or words for a shell

@@ -224,7 +224,7 @@ def test_one_package_is_one_package():
     assert build({'data': manifest['data']}, __name__)['data']._made == {'change': 3}
     assert override(manifest, {'data.change': 4}, __name__)['data']['change'] == 4
     for wrong in 'tc', ['t', 'c']:
-        with pytest.raises(ValueError, match="Lightning|lightning, " + ('tc,' if wrong == 'tc' else 't, c,')): build({'cls': 't.Own'}, wrong)
+        with pytest.raises(ValueError, match="Lightning|lightning, " + ('tc,' if wrong == 'tc' else 't, c,')): build({'cls': 'other.Own'}, wrong)
 
 # Changes
 

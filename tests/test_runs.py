@@ -149,9 +149,15 @@ kept = {'own function': double, 'own class': Changed, 'torch.relu': torch.relu, 
 
 @pytest.mark.parametrize('name', kept)
 def test_what_is_kept_is_built(name):
+    run = new_run(name='one', data=Changed(kept[name]))
+    parts = json.loads(json.dumps(run.parts()))
+    assert run.packages == [__name__] and build(parts, __name__)['data']._made == {'change': kept[name]}
+
+@pytest.mark.parametrize('name', ['torch.relu', 'own function'])
+def test_what_is_kept_is_loaded_and_resumed(name):
     run = new_run(name='one', data=Changed(kept[name]), train_for='1 step').fit()
     left = load(run.folder, packages=__name__)
-    assert run.packages == [__name__] and left.data._made == {'change': kept[name]} and isinstance(left.data, Changed)
+    assert left.data._made == {'change': kept[name]} and isinstance(left.data, Changed)
     assert len(Run.resume(run.folder, '2 steps', __name__).optimization.data['test']) > 0
 
 def test_functions_of_torch_need_no_package():

@@ -159,21 +159,27 @@ def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
     assert kernel.cell(f"Run.resume('{runs}/stopped');")[0] == ''
     assert numbers(runs/'stopped') == numbers(never_stopped) and weights(runs/'stopped') == weights(never_stopped)
 
-def test_the_train_page_goes_on_with_the_run_that_is_resumed(kernel):
+@pytest.fixture
+def page(kernel):
+    "A kernel for a page, whose names are gone afterwards"
+    yield kernel
+    assert kernel.run(BEGIN)[0] == ''
+
+def test_the_train_page_goes_on_with_the_run_that_is_resumed(page):
     "The line that was printed is a cell; those above it in the page say that the run is interrupted, and no number of theirs passes for the end"
     cells = code()
     fit = next(i for i, cell in enumerate(cells) if 'run.fit()' in cell)
-    assert kernel.run(cells[:fit], name='page', train_for='300 steps', evaluate_every='300 steps', z_dim=2)[0] == ''
-    error, said, _ = stop(kernel, cells[fit], 'step ')
+    assert page.run(cells[:fit], name='page', train_for='300 steps', evaluate_every='300 steps', z_dim=2)[0] == ''
+    error, said, _ = stop(page, cells[fit], 'step ')
     assert not error
     stopped, line = re.search(r'stopped (after step \d+, at \d+ of 300 steps); go on with: (run = Run.resume.+)\n', said).groups()
-    error, said = kernel.run(cells[fit + 1:])
+    error, said = page.run(cells[fit + 1:])
     assert error == f'Unfinished: `run` must be finished, got one that stopped {stopped}; go on with: {line}'
     assert f'interrupted {stopped}' in said and 'validation loss' not in said
-    assert kernel.cell(line)[0] == ''
-    error, said = kernel.run(cells[fit + 1:])
+    assert page.cell(line)[0] == ''
+    error, said = page.run(cells[fit + 1:])
     assert error == '' and 'validation loss' in said and 'interrupted' not in said
-    assert kernel.cell("print(optimization is run.optimization, optimization.counters['steps'])") == ('', 'True 300\n')
+    assert page.cell("print(optimization is run.optimization, optimization.counters['steps'])") == ('', 'True 300\n')
 
 def test_a_stop_during_the_last_evaluation_changes_nothing(kernel, runs):
     error, said, _ = stop(kernel, "new_run('end', '10 steps', [(Slow(1.), None)]).fit();", 'evaluation 2')

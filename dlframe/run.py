@@ -185,9 +185,9 @@ def begin(self:Run,
         e.evaluator.check(o)
         if e.trigger: check_unit(e.trigger.every, o.counters, f'every of {e.name}')
     if o.compile_model: require_compiler()
+    rehearse(o)
     self.recorded = self.manifest()
     if not resumed: self.note_earlier_training()
-    rehearse(o)
     if resumed: save_whole(lambda path: write(resumed, path), folder/'manifest.json', folder)
     else: self.make_folder()
     (folder/'checkpoints/model.safetensors').unlink(missing_ok=True) # a finished run may be given more time

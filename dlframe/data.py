@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .checks import InvalidType, InvalidValue, known, real, shown, whole
+from .devices import find_device
 from .specs import Part
 
 # %% ../nbs/21_data.ipynb #5e0e2d00
@@ -210,6 +212,15 @@ class Data(Part):
             first, *others = [known('split', part, self.splits) for part in str(name).split('+')]
             opened[name] = sum((self[o] for o in others), start=self[first]) if others else _as_split(self.open(first))
         return opened[name]
+
+    _place = None # where the files were found
+
+    def place(self,
+        root:str|Path|None=None # A folder; by default the device's folder of data
+    ) -> Path: # The same, absolute
+        "Where the files are; found once, so that it is the same folder after the process has moved to another one"
+        if self._place is None: self._place = Path(root or find_device().data_root).absolute()
+        return self._place
 
     def _ipython_key_completions_(self): return list(self.splits)
     def _remark(self): return 'splits ' + ', '.join(self.splits)

@@ -234,7 +234,7 @@ class CelebA(Data):
         return Items(_Mirrored(split if self.in_memory else split.source, landmarks))
 
 # %% ../nbs/23_faces.ipynb #a241fec1
-def _folder(self): return Path(self.root or find_device().data_root)
+def _folder(self): return self.place(self.root)
 
 def _lists(self) -> Lists: # Of all splits, read once
     "The lists; downloaded with the pictures if there is no folder `celeba` and the device allows it"

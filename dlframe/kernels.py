@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from .checks import InvalidType, InvalidValue, MissingFile, UnknownName, known, real, refusal_type, shown, wholes
 from .data import Data, Items, Split
-from .devices import find_device
 from .specs import read, write
 
 # %% ../nbs/25_kernels.ipynb #a5af7fab
@@ -119,7 +118,7 @@ class Kernels(Data):
 
 # %% ../nbs/25_kernels.ipynb #a7a9e0b0
 def _open(self, name):
-    layers = read_kernels(find_device().data_root/self.root)
+    layers = read_kernels(self.place()/self.root)
     layer = layers[known('layer', self.layer, layers)]
     mine, places = self.networks(name, layer.shape[0]), []
     for network in mine: # one at a time, whatever the size of the file

@@ -30,7 +30,7 @@ from .evaluation import Evaluator
 from .files import Damaged, verify
 from .goals import contradiction, find_goal, finite_numbers, goals, known_goal, measured, value, ways
 from .loggers import apart, read_metrics
-from .optimization import weigh
+from .optimization import mark_trained, weigh
 from .ramps import Ramp
 from .specs import build, read, write
 from .status import state
@@ -134,7 +134,8 @@ def load(
     try: data = build({'data': manifest['data']}, packages)['data']
     except (TypeError, ValueError, KeyError): data = None # the weights are of use without
     metrics = _logged_numbers(folder)
-    left = Loaded(model.eval().to(device), manifest, metrics if step is None else metrics.loc[:step], folder, data, factors)
+    left = Loaded(model.eval().to(device), manifest, metrics if step is None else metrics.loc[:step], folder.absolute(), data, factors)
+    mark_trained(model, folder.name, left.counters['steps'])
     for ramp in factors.values():
         if isinstance(ramp, Ramp): ramp.to(device).advance(left.counters)
     return left
@@ -451,7 +452,7 @@ def export_hub(
     "Write a run as a model of the Hugging Face Hub: `model.safetensors`, `config.json`, `manifest.json`, `metrics.csv`, `README.md`"
     left, folder = load(run, packages=packages), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f"`folder` must be new or empty, got {folder}")
-    made = {k: v for k, v in left.manifest.get('made', {}).items() if k not in ('host', 'device', 'platform')}
+    made = {k: v for k, v in left.manifest.get('made', {}).items() if k not in ('host', 'device', 'platform', 'modules')}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as new:
         new = Path(new)/'model'

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['optimizers', 'make_optimizer', 'longest_prefix', 'parameter_groups', 'schedules', 'in_steps', 'make_schedules',
-           'leaves', 'weigh', 'Stopwatch', 'Optimization', 'generators', 'restore', 'pieces', 'Untimed']
+           'leaves', 'weigh', 'Stopwatch', 'Optimization', 'generators', 'restore', 'pieces', 'Untimed', 'mark_trained',
+           'trained_before']
 
 # %% ../nbs/34_optimization.ipynb #e192c8a0
 import inspect, math, random, time
@@ -416,3 +417,23 @@ def __setattr__(self:Optimization, name, value):
     else: super(Optimization, self).__setattr__(name, value)
 
 Optimization.training_step.__signature__ = inspect.signature(Optimization.training_step)
+
+# %% ../nbs/34_optimization.ipynb #5b1c3402
+def mark_trained(
+    model:nn.Module, # After training
+    run:str, # Name of the run
+    steps:int # Steps that it made
+) -> None:
+    "Note in a model, and in each module inside, the run that trained it"
+    for module in model.modules(): module.trained_in = f'{run}, {steps} steps'
+
+def trained_before(
+    model:nn.Module # Before training
+) -> dict[str, str]: # Run and steps by path, `''` for the whole model
+    "The outermost modules that a run has trained"
+    found = {}
+    for path, module in model.named_modules():
+        mark = getattr(module, 'trained_in', None)
+        inside = any(mark == known and (not of or path.startswith(f'{of}.')) for of, known in found.items())
+        if mark and not inside and next(module.parameters(), None) is not None: found[path] = mark
+    return found

@@ -40,7 +40,9 @@ def _one(name, value, kind):
 # %% ../nbs/41_params.ipynb #7bc730fc
 def _many(name, value, origin, args):
     "Read `value` as a list or dictionary whose entries have types of their own"
-    if isinstance(value, str): value = parse(value)
+    if isinstance(value, str):
+        read = parse(value)
+        value = [value] if origin is list and args == (str,) and read == value != '' else read # one name is one name, not its letters
     if origin in (list, tuple) and isinstance(value, (list, tuple)):
         kinds = [args[0]]*len(value) if len(args) < 2 or args[1] is ... else args
         if len(kinds) != len(value): raise TypeError

@@ -260,7 +260,7 @@ def open_study(
         study.set_user_attr('sweep', asked)
     elif there != asked:
         differ = [k for k in {**asked, **there} if asked.get(k) != there.get(k)]
-        raise InvalidValue(f"`folder` must be that of this sweep, got {name}, whose trials were of another one ({', '.join(differ)} {'differ' if len(differ) > 1 else 'differs'}): choose a new folder")
+        raise InvalidValue(f"`folder` must be that of this sweep, got {name}, whose trials were of a sweep that differs in {' and '.join(differ)}: choose a new folder")
     if by not in (None, compared_by(study)):
         raise InvalidValue(f"`by` must be {compared_by(study)!r} in this folder, whose trials were compared so, got {by!r}: choose a new folder")
     return study

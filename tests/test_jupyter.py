@@ -3,7 +3,7 @@ import json, re
 
 import nbformat
 import pytest
-from experiment import Jupyter, environment, numbers, papermill, weights
+from experiment import Jupyter, code, environment, numbers, papermill, weights
 
 from dlframe.entries import Figure
 from dlframe.loading import load
@@ -162,12 +162,34 @@ def never_stopped(kernel, runs):
 
 def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
     error, said = stop(kernel, "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps'), (Slow(2), '50 steps')]).fit()", 'evaluation 2')
-    assert not error and f"go on with Run.resume('{runs}/stopped')" in said
+    assert not error and f"go on with: run = Run.resume('{runs}/stopped'" in said
     assert (runs/'stopped/checkpoints/last.ckpt').exists() and not (runs/'stopped/checkpoints/model.safetensors').exists()
     assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', interrupted\n')
     assert int(re.search(r'stopped after step (\d+)', said)[1]) < 300
     assert kernel.cell(f"Run.resume('{runs}/stopped', packages=['__main__']);")[0] == ''
     assert numbers(runs/'stopped') == numbers(never_stopped) and weights(runs/'stopped') == weights(never_stopped)
+
+@pytest.fixture
+def page(kernel):
+    "A kernel for a page, whose names are gone afterwards"
+    yield kernel
+    assert kernel.run(BEGIN)[0] == ''
+
+def test_the_train_page_goes_on_with_the_run_that_is_resumed(page):
+    "The line that was printed is a cell; those above it in the page say that the run is interrupted, and no number of theirs passes for the end"
+    cells = code()
+    fit = next(i for i, cell in enumerate(cells) if 'run.fit()' in cell)
+    assert page.run(cells[:fit], name='page', train_for='300 steps', evaluate_every='300 steps', z_dim=2)[0] == ''
+    error, said = stop(page, cells[fit], 'step ')
+    assert not error
+    stopped, line = re.search(r'stopped (after step \d+, at \d+ of 300 steps); go on with: (run = Run.resume.+)\n', said).groups()
+    error, said = page.run(cells[fit + 1:])
+    assert error == f'Unfinished: `run` must be finished, got one that stopped {stopped}; go on with: {line}'
+    assert f'interrupted {stopped}' in said and 'validation loss' not in said
+    assert page.cell(line)[0] == ''
+    error, said = page.run(cells[fit + 1:])
+    assert error == '' and 'validation loss' in said and 'interrupted' not in said
+    assert page.cell("print(optimization is run.optimization, optimization.counters['steps'])") == ('', 'True 300\n')
 
 def test_a_stop_during_the_last_evaluation_changes_nothing(kernel, runs):
     error, said = stop(kernel, "new_run('end', '10 steps', [(Slow(2), None)]).fit();", 'evaluation 2')

@@ -93,7 +93,8 @@ def test_asked_to_go_under_papermill(number, home, metadata, tmp_path):
     assert (run/'checkpoints/last.ckpt').stat().st_mtime > sent
     told = recorded(run)
     assert (told['state'], told['signal'], told['steps']) == ('interrupted', number.name, newest(run)[1]['counters']['steps']) and told['steps'] > 0
-    assert f'stopped after step {told["steps"]}; go on with Run.resume' in (tmp_path/'out.ipynb').read_text()
+    said = (tmp_path/'out.ipynb').read_text('utf-8')
+    assert f'stopped after step {told["steps"]}, at ' in said and f'of 36000 seconds; go on with: papermill … -p resume {run}\\n' in said
     asked_slurm = (tmp_path/'slurm/asked').read_text() if (tmp_path/'slurm/asked').exists() else ''
     assert asked_slurm == ('requeue 7\n' if number == signal.SIGUSR1 else '')
     again = start(*words, tmp_path/'again.ipynb', '-p', 'resume', run, '-p', 'train_for', f'{told["steps"] + 20} steps', env=env)

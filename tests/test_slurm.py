@@ -185,6 +185,6 @@ def test_a_run_that_is_requeued_ends_as_one_that_is_not(cluster, metadata, tmp_p
     cluster.requeue(job)
     assert (cluster.wait(job), cluster.wait(plain)) == ([('COMPLETED', 2)], [('COMPLETED', 0)]), project.logs()
     first, last = ((project.runs/f'cut-{job}.{i}.ipynb').read_text() for i in (0, 2))
-    assert f'stopped after step {told}; go on with' in first and 0 < told < 1000
+    assert f'stopped after step {told}, at ' in first and 0 < told < 1000
     assert re.search(r'validation loss \S+ -> \S+ nats; everything', last) and state(cut) == state(whole) == 'finished'
     assert weights(cut) == weights(whole) and numbers(cut) == numbers(whole)

@@ -293,6 +293,24 @@ def test_resume_for_longer_than_usual(shared):
     shared.train('short', resume=str(run), train_for='100 epochs', evaluate_every='100 epochs')
     assert manifest_of(run)['run']['train_for'] == '100 epochs' and read_metrics(run)['epochs'].max() == 100
 
+OWN = 'from dlframe.vae import VAE\nclass Own(VAE): pass\n'
+
+def test_resume_with_classes_of_ones_own(shared, tmp_path):
+    "A module is trusted by its file; without it the page refuses, and says so"
+    file = tmp_path/'own_of_page.py'
+    file.write_text(OWN)
+    assert shared.kernel.cell(f'import sys; sys.path.insert(0, {str(tmp_path)!r}); from own_of_page import Own')[0] == ''
+    cells = [cell.replace('return vae.VAE(', 'return Own(') for cell in before('run.fit()')]
+    run = shared.train('own', cells, train_for='10 steps')
+    assert manifest_of(run)['model']['cls'] == 'own_of_page.Own'
+    error, _ = shared.kernel.run(code(), resume=str(run), train_for='20 steps')
+    assert 'model: `cls` must come from dlframe' in error and "add packages=['own_of_page']" in error
+    for packages, train_for in (['own_of_page'], '20 steps'), ([str(file)], '30 steps'):
+        error, said = shared.kernel.run(code(), resume=str(run), train_for=train_for, packages=packages)
+        assert error == '' and 'validation loss' in said
+        assert shared.evaluate(run, packages=packages)[0] == ''
+    assert 'packages=' in shared.evaluate(run)[0]
+
 def test_several_loggers(shared):
     run = shared.train('loggers', logger='tensorboard+wandb-offline')
     logs = [(run/'metrics.csv'), *run.rglob('events.out.tfevents.*'), *run.rglob('offline-run-*/*.wandb')]

@@ -835,7 +835,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'dlframe/images.py'),
                                 'dlframe.images.TorchvisionImages.own_splits': ( 'images.html#torchvisionimages.own_splits',
                                                                                  'dlframe/images.py'),
-                                'dlframe.images.TorchvisionImages.place': ('images.html#torchvisionimages.place', 'dlframe/images.py'),
                                 'dlframe.images.TorchvisionImages.read': ('images.html#torchvisionimages.read', 'dlframe/images.py'),
                                 'dlframe.images._asks': ('images.html#_asks', 'dlframe/images.py'),
                                 'dlframe.images._check_classes': ('images.html#_check_classes', 'dlframe/images.py'),

@@ -219,7 +219,7 @@ class Data(Part):
         root:str|Path|None=None # A folder; by default the device's folder of data
     ) -> Path: # The same, absolute
         "Where the files are; found once, so that it is the same folder after the process has moved to another one"
-        if self._place is None: self._place = Path(root or find_device().data_root).absolute()
+        if self._place is None: self._place = Path(root or find_device().data_root).expanduser().absolute()
         return self._place
 
     def _ipython_key_completions_(self): return list(self.splits)

@@ -390,15 +390,11 @@ class TorchvisionImages(Data):
         if not isinstance(split_folders, bool): raise InvalidType(f"`split_folders` must be True or False, got {split_folders!r}")
         self.split_folders, self.files, self.own = split_folders, {}, None
 
-    def place(self) -> Path:
-        "The folder of the data"
-        return Path(self.root or find_device().data_root).expanduser()
-
     def own_splits(self) -> dict[str, dict]: # By split; empty if there are none
         "Arguments of torchvision's class for each split that the files have"
         if self.own is None:
             may_split = self.name == 'ImageFolder' and self.split_folders
-            found = find_splits(self.place()) if may_split else {}
+            found = find_splits(self.place(self.root)) if may_split else {}
             self.own = {k: {'root': v} for k, v in found.items()} or torchvision_sets[self.name]
         return self.own
 
@@ -414,7 +410,7 @@ class TorchvisionImages(Data):
                                    f"{self.name} apart, got {options[option]!r}")
         options.update(own.get(ask, {}))
         if self.name == 'ImageFolder': source, white = self.open_folder(ask, options)
-        else: source, white = _open_set(self.name, self.place(), find_device().download, options), self.file_white
+        else: source, white = _open_set(self.name, self.place(self.root), find_device().download, options), self.file_white
         self.files[ask] = _tensors(source, self.pixels, white)
         return self.files[ask]
 
@@ -429,7 +425,7 @@ class TorchvisionImages(Data):
             white = None
         other_split = ask != 'train'
         if other_split: options.setdefault('allow_empty', True) # of a class there may be no picture
-        source = _open_set('ImageFolder', options.pop('root', self.place()), False, options)
+        source = _open_set('ImageFolder', options.pop('root', self.place(self.root)), False, options)
         if other_split: number_as(source, own['train']['root'])
         return source, white
 
@@ -438,7 +434,7 @@ class TorchvisionImages(Data):
         if name in own and ('valid' in own or name == 'test'): return fixed(self.read(name), self.binarize, name)
         if own and name == 'test':
             raise MissingFile(f"`split` must be one of {', '.join(sorted({*own, 'valid'}))}, "
-                              f"since {self.place()} has no folder of this name, got 'test'")
+                              f"since {self.place(self.root)} has no folder of this name, got 'test'")
         tensors = self.read('train')
         held = round(self.valid*len(tensors['y']))
         rows = held_out(tensors['y'], held) if own else _rows(tensors['y'].numpy(), held, held)

@@ -18,11 +18,12 @@ from fastcore.basics import patch
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
+from .architectures import match_mean
 from .checks import InvalidValue, known, real, whole, with_article
 from .data import Data, Loader
 from .devices import find_device
-from .distributions import validation
-from .evaluation import as_model
+from .distributions import Head, validation
+from .evaluation import as_model, batches, fixed_randomness
 from .models import Plays, batch_size, check_terms
 from .ramps import Ramp, now, ramps, weight
 from .specs import Part
@@ -168,6 +169,7 @@ class Optimization(Part, pl.LightningModule):
         compile:bool=False, # Compile the model with `torch.compile`?
         skip_batches:int=0, # How many batches may be left out because their loss or gradient is not finite; at the next one, by default the first, training ends
         largest_loss:float|None=None, # A mean loss of a batch beyond this, up or down, in nats, counts as not finite; no limit by default
+        output_bias:Mapping[str, str]|None=None, # Parts whose output begins at the mean of an entry of `split`, `{'decoder': 'x'}`; drawn like their weights by default
         **options # What else the optimizer takes: `weight_decay`, `momentum`, …
     ):
         super().__init__()
@@ -188,6 +190,7 @@ class Optimization(Part, pl.LightningModule):
         self._take_turns(dict(players or {}))
         self._rehearse_optimizers() # unknown names are errors here, not after the data are read
         for ramp in ramps(self): check_unit(ramp.over, self.counters, 'over')
+        for path, entry in (output_bias or {}).items(): self._match_mean(path, entry)
 
 # %% ../nbs/34_optimization.ipynb #01f90030
 @patch
@@ -223,6 +226,16 @@ def _rehearse_optimizers(self:Optimization):
 def configure_optimizers(self:Optimization):
     made, self.plans = self._make_optimizers(-(-len(self.data[self.split])//self.batch_size))
     return made, [s for plan in self.plans for s in plan]
+
+# %% ../nbs/34_optimization.ipynb #a1c43402
+@patch
+def _match_mean(self:Optimization, path, entry):
+    "Set the output bias of the part at `path` from an entry of the training data"
+    parts = {name: part for name, part in self.model.named_modules() if isinstance(getattr(part, 'head', None), Head)}
+    known('output_bias', path, parts)
+    def values():
+        for batch in batches(self, self.split): yield batch[known(f'output_bias.{path}', entry, batch)]
+    with torch.no_grad(), fixed_randomness(torch.device('cpu')): match_mean(parts[path], values())
 
 # %% ../nbs/34_optimization.ipynb #72ecde28
 @patch

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Laplace
+from torch.distributions import Distribution
 
 from .checks import InvalidType, InvalidValue, known, real, shown, whole, wholes
 from dlframe.distributions import (
@@ -44,51 +44,53 @@ inits = ('torch', 'glorot', 'he')
 _affine = (nn.Linear, nn.modules.conv._ConvNd)
 
 def _fans(layer):
-    "Numbers that one output of an affine layer is made of, and numbers that one input contributes to"
-    groups, (first, second) = getattr(layer, 'groups', 1), layer.weight.shape[:2]
-    pixels = math.prod(layer.weight.shape[2:])
+    "Inputs of one output of an affine layer, and outputs of one input, if the stride is 1"
+    groups, pixels = getattr(layer, 'groups', 1), math.prod(layer.weight.shape[2:])
+    first, second = layer.weight.shape[:2]
     if getattr(layer, 'transposed', False): return pixels*first//groups, pixels*second
     return pixels*second, pixels*first//groups
 
-def _outputs(module):
-    "The layers of `module` whose outputs are several vectors side by side, and how many"
-    shared = {}
-    for part in module.modules():
-        if isinstance(part, Head) and not isinstance(part, CategoricalHead): shared[part.project] = part.n_parameters
-        if isinstance(part, nn.Sequential): shared.update({a: 2 for a, b in pairwise(part) if isinstance(b, nn.GLU)})
-    return shared
-
-def _draw_glorot(layer, vectors):
+def _glorot(layer, vectors):
     n_in, n_out = _fans(layer)
     bound = math.sqrt(6/(n_in + n_out/vectors))
     layer.weight.uniform_(-bound, bound)
 
-def _draw_he(layer, vectors):
-    n_in, strides = _fans(layer)[0], math.prod(layer.stride) if getattr(layer, 'transposed', False) else 1
-    layer.weight.normal_(0, math.sqrt(2*strides/n_in))
+def _he(layer, vectors):
+    transposed = getattr(layer, 'transposed', False)
+    n_in = _fans(layer)[0]/(math.prod(layer.stride) if transposed else 1)
+    layer.weight.normal_(0, math.sqrt(2/n_in))
 
 # %% ../nbs/03_architectures.ipynb #a1c40f04
+def _vectors(module):
+    "How many vectors a layer of `module` computes side by side, where it is more than one"
+    found = {}
+    for part in module.modules():
+        if isinstance(part, nn.Sequential):
+            found.update({a: 2 for a, b in pairwise(part) if isinstance(b, nn.GLU)})
+        if isinstance(part, Head) and not isinstance(part, CategoricalHead):
+            found[part.project] = part.n_parameters
+    return found
+
 def initialize(
-    module:nn.Module, # Any network; normalisation layers in it stay as they are
-    init:str # `'torch'`, `'glorot'` or `'he'`
+    module:nn.Module, # A network of this page or any other
+    init:str # `'torch'`, which changes nothing, `'glorot'` or `'he'`
 ) -> nn.Module: # `module`
-    "Draw the weights of all linear and convolutional layers anew, and set their biases to zero; `'torch'` leaves them"
+    "Draw the weights of all linear and convolutional layers, set their biases to 0, leave the rest"
     if known('init', init, inits) == 'torch': return module
     layers = [m for m in module.modules() if isinstance(m, _affine)]
-    ours = {id(layer.weight) for layer in layers}
-    other = [name for name, p in module.named_parameters() if p.ndim > 1 and id(p) not in ours]
-    if other: raise InvalidType(f"`module` must have weights in linear and convolutional layers only to be initialised by {init!r}, got {', '.join(other)}: initialise its parts")
-    vectors, draw = _outputs(module), {'glorot': _draw_glorot, 'he': _draw_he}[init]
+    reached = {id(layer.weight) for layer in layers}
+    other = [n for n, p in module.named_parameters() if p.ndim > 1 and id(p) not in reached]
+    if other:
+        raise InvalidType(f"`module` must have matrices in linear and convolutional layers only to be "
+                          f"initialised by {init!r}, got {', '.join(other)}: initialise its parts")
+    vectors, draw = _vectors(module), {'glorot': _glorot, 'he': _he}[init]
     with torch.no_grad():
         for layer in layers:
             draw(layer, vectors.get(layer, 1))
             if layer.bias is not None: layer.bias.zero_()
     return module
 
-def _begin(network, init):
-    "Initialise a network of this page, and keep the name"
-    network.init = known('init', 'torch' if init is None else init, inits)
-    initialize(network, network.init)
+def _init_name(init): return known('init', 'torch' if init is None else init, inits)
 
 # %% ../nbs/03_architectures.ipynb #25c33989
 class MLP(Part, nn.Module):
@@ -105,7 +107,8 @@ class MLP(Part, nn.Module):
         self.out_shape = (sizes[-1],)
         layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in _layer(nn.Linear, a, b, activation=activation)]
         self.layers = nn.Sequential(*layers)
-        _begin(self, init)
+        self.init = _init_name(init)
+        initialize(self, self.init)
 
     def forward(self,
         x:Tensor # Inputs, `[..., *in_shape]`
@@ -151,7 +154,8 @@ class Conv(Part, nn.Module):
         self.out_shape = (ins[-1], height, width)
         layers = [layer for a, b, k, s, p in zip(ins, channels, ks, ss, ps) for layer in _layer(nn.Conv2d, a, b, k, s, p, activation=activation, dim=-3)]
         self.layers = nn.Sequential(*layers)
-        _begin(self, init)
+        self.init = _init_name(init)
+        initialize(self, self.init)
 
     def forward(self,
         x:Tensor # Images, `[..., C, H, W]`
@@ -188,7 +192,8 @@ class Deconv(Part, nn.Module):
             extra = tuple(sizes[i + 1] - ((sizes[i] - 1)*s - 2*p + k) for sizes in (hs, ws))
             layers += _layer(nn.ConvTranspose2d, a, b, k, s, p, output_padding=extra, activation=activation, dim=-3)
         self.layers = nn.Sequential(*layers)
-        _begin(self, init)
+        self.init = _init_name(init)
+        initialize(self, self.init)
 
     def forward(self,
         z:Tensor # Inputs, `[..., *in_shape]`
@@ -200,25 +205,31 @@ class Deconv(Part, nn.Module):
 
 # %% ../nbs/03_architectures.ipynb #c6f8b27f
 def _limits(head, log_scale_limits, least_probability):
-    "The smallest and the largest log scale or logit, if there are any; raises `InvalidType` for a head that has none"
-    scaled = isinstance(head, LaplaceHead) or isinstance(head, NormalHead) and head.log_scale is None
-    if log_scale_limits is not None and not scaled: raise InvalidType(f"`log_scale_limits` must be None for a {type(head).__name__} without a learned scale, got {shown(log_scale_limits)}")
-    if least_probability is not None and not isinstance(head, BernoulliHead): raise InvalidType(f"`least_probability` must be None for a {type(head).__name__}, which has no Bernoulli probabilities, got {shown(least_probability)}")
-    if least_probability is not None:
-        least = real('least_probability', least_probability, above=0)
-        if least >= .5: raise InvalidValue(f"`least_probability` must be less than 0.5, got {least:g}")
-        return math.log(least) - math.log1p(-least), math.log1p(-least) - math.log(least)
-    if log_scale_limits is None: return None
-    if not isinstance(log_scale_limits, (list, tuple)) or len(log_scale_limits) != 2: raise InvalidValue(f"`log_scale_limits` must be two numbers, got {shown(log_scale_limits)}")
-    low = real('log_scale_limits[0]', log_scale_limits[0])
-    return low, real('log_scale_limits[1]', log_scale_limits[1], above=low)
+    "The smallest and the largest log scale or logit, if any; raises `InvalidType` for other heads"
+    kind = type(head).__name__
+    if log_scale_limits is not None:
+        if not isinstance(head, NormalHead) or head.log_scale is not None:
+            raise InvalidType(f"`log_scale_limits` must be None for a {kind}, which learns no log scale "
+                              f"of a normal, got {shown(log_scale_limits)}")
+        if not isinstance(log_scale_limits, (list, tuple)) or len(log_scale_limits) != 2:
+            raise InvalidValue(f"`log_scale_limits` must be two numbers, got {shown(log_scale_limits)}")
+        low = real('log_scale_limits[0]', log_scale_limits[0])
+        return low, real('log_scale_limits[1]', log_scale_limits[1], above=low)
+    if least_probability is None: return None
+    if not isinstance(head, BernoulliHead):
+        raise InvalidType(f"`least_probability` must be None for a {kind}, which has no Bernoulli "
+                          f"probabilities, got {shown(least_probability)}")
+    least = real('least_probability', least_probability, above=0)
+    if least >= .5: raise InvalidValue(f"`least_probability` must be less than 0.5, got {least:g}")
+    logit = math.log1p(-least) - math.log(least)
+    return -logit, logit
 
 def _limited(p, low, high):
-    "`p` with its log scales or logits clamped, outside of which their gradient is zero"
-    if isinstance(p, DiagonalNormal): return DiagonalNormal(p.loc, p.log_scale.clamp(low, high), p.event_dims)
-    base, event_dims = p.base_dist, p.reinterpreted_batch_ndims
-    if isinstance(base, Laplace): return Independent(Laplace(base.loc, base.scale.clamp(math.exp(low), math.exp(high))), event_dims)
-    return Flips(Bernoulli(logits=base.logits.clamp(low, high)), event_dims)
+    "`p` with its log scales or logits clamped; beyond the limits their gradient is zero"
+    if isinstance(p, DiagonalNormal):
+        return DiagonalNormal(p.loc, p.log_scale.clamp(low, high), p.event_dims)
+    logits = p.base_dist.logits.clamp(low, high)
+    return Flips(Bernoulli(logits=logits), p.reinterpreted_batch_ndims)
 
 class Conditional(Part, nn.Module):
     "A network whose output is a distribution"
@@ -226,8 +237,8 @@ class Conditional(Part, nn.Module):
         body:nn.Module, # `MLP`, `Conv`, `Deconv`, or any module with `in_shape` and `out_shape`
         event_shape:Sequence[int], # Shape of one event of the distribution
         head:str|type='normal', # A name among `dlframe.distributions.heads`, or a class of one's own
-        init:str|None=None, # Initial weights of the head, `'torch'`, `'glorot'` or `'he'`; by default as those of `MLP`, `Conv` or `Deconv`
-        log_scale_limits:Sequence[float]|None=None, # Smallest and largest log scale of a normal or a Laplace distribution; none by default
+        init:str|None=None, # Initial weights of the head: `'torch'`, `'glorot'` or `'he'`; by default those of its `MLP`, `Conv` or `Deconv`
+        log_scale_limits:Sequence[float]|None=None, # Smallest and largest log scale of a normal; none by default
         least_probability:float|None=None, # Bernoulli probabilities stay this far from 0 and 1; no limit by default
         **options # What else the head takes: `scale`, `classes`
     ):
@@ -253,54 +264,65 @@ class Conditional(Part, nn.Module):
 _head = head
 
 # %% ../nbs/03_architectures.ipynb #a1c40f06
-def _mean_logit(mean): return mean.clamp(.001, .999).logit()[None]
+def _bernoulli_bias(mean): return mean.clamp(.001, .999).logit()[None]
 
-def _continuous_logit(mean):
-    "The logit l of a continuous Bernoulli of this mean, 1/(1 - exp(-l)) - 1/l, by bisection; at most 20, a mean of .05 from 0 or 1"
+def _continuous_mean(logit):
+    "The mean of a continuous Bernoulli distribution, 1/(1 - exp(-l)) - 1/l"
+    small = logit.abs() < 1e-3
+    l = logit.where(~small, 1.)
+    return (.5 + logit/12).where(small, -1/(-l).expm1() - 1/l)
+
+def _continuous_bias(mean):
     low, high = torch.full_like(mean, -20.), torch.full_like(mean, 20.)
-    for _ in range(60):
+    for _ in range(60): # bisection, to the precision of float64
         middle = (low + high)/2
-        near = middle.abs() < 1e-3
-        safe = middle.where(~near, 1.)
-        at = (.5 + middle/12).where(near, 1/-(-safe).expm1() - 1/safe)
-        low, high = middle.where(at < mean, low), high.where(at < mean, middle)
-    return ((low + high)/2)[None]
+        too_low = _continuous_mean(middle) < mean
+        low, high = middle.where(too_low, low), high.where(too_low, middle)
+    return low[None]
 
-def _concentrations(mean):
-    "Both biases of a `BetaHead` for this mean, and the sum of concentrations that biases of zero give"
-    mean = mean.clamp(.01, .99)
-    concentrations = 2*(math.log(2) + 1e-3)*torch.stack([mean, 1 - mean])
-    return (concentrations - 1e-3).expm1().log()
+def _beta_bias(mean):
+    mean, total = mean.clamp(.01, .99), 2*(math.log(2) + 1e-3)
+    return (total*torch.stack([mean, 1 - mean]) - 1e-3).expm1().log()
 
-def _log_frequencies(mean): return mean.clamp(min=1e-6).log()
+def _categorical_bias(frequencies): return frequencies.clamp(min=1e-6).log()
+def _location_bias(mean): return mean[None]
 
-_biases = {BernoulliHead: _mean_logit, ContinuousBernoulliHead: _continuous_logit, BetaHead: _concentrations, CategoricalHead: _log_frequencies,
-           **dict.fromkeys((NormalHead, LaplaceHead, DeltaHead), lambda mean: mean[None])}
+_output_biases = {BernoulliHead: _bernoulli_bias, ContinuousBernoulliHead: _continuous_bias, BetaHead: _beta_bias,
+                  CategoricalHead: _categorical_bias, NormalHead: _location_bias, LaplaceHead: _location_bias,
+                  DeltaHead: _location_bias}
+_in_unit_interval = (BernoulliHead, ContinuousBernoulliHead, BetaHead)
 
 # %% ../nbs/03_architectures.ipynb #a1c40f07
-def match_mean(
-    network:nn.Module, # A `Conditional`, or a network of one's own with a `head` of `dlframe.distributions`
-    values:Iterable[Tensor] # Batches of events, `[n, *event_shape]`
-) -> None:
-    "Set the bias of the output layer such that, with features of zero, the distribution has the mean of `values`"
-    head = getattr(network, 'head', None)
-    if type(head) not in _biases: raise InvalidType(f"`network` must have a head among {', '.join(h.__name__ for h in _biases)} to be given a mean, got {type(head).__name__} in a {type(network).__name__}")
-    mean = _mean(head, values)
-    if head.channelwise: mean = mean.mean((-2, -1))
-    bias = _biases[type(head)](mean)
-    with torch.no_grad(): head.project.bias.view(head.n_parameters, -1)[:len(bias)] = bias.reshape(len(bias), -1).to(head.project.bias)
-
 def _mean(head, values):
-    "The mean event; of choices the frequencies, `[classes, *event_shape]`"
+    "The mean event, `[*event_shape]`; of choices the frequencies, `[classes, *event_shape]`"
     total, n = 0., 0
     for batch in values:
-        if batch.shape[1:] != head.event_shape: raise InvalidValue(f"`values` must be events of shape {tuple(head.event_shape)}, got {tuple(batch.shape[1:])}")
-        if isinstance(head, CategoricalHead): batch = F.one_hot(batch.long(), head.n_parameters).movedim(-1, 1)
-        elif isinstance(head, (BernoulliHead, ContinuousBernoulliHead, BetaHead)) and not ((0 <= batch) & (batch <= 1)).all():
-            raise InvalidValue(f"`values` must be in [0, 1] for a {type(head).__name__}, got {batch.min():g} to {batch.max():g}")
+        if batch.shape[1:] != head.event_shape:
+            raise InvalidValue(f"`values` must be events of shape {head.event_shape}, got {tuple(batch.shape[1:])}")
+        if isinstance(head, CategoricalHead):
+            batch = F.one_hot(batch.long(), head.n_parameters).movedim(-1, 1)
+        elif isinstance(head, _in_unit_interval) and not ((0 <= batch) & (batch <= 1)).all():
+            raise InvalidValue(f"`values` must be in [0, 1] for a {type(head).__name__}, "
+                               f"got {batch.min():g} to {batch.max():g}")
         total, n = total + batch.double().sum(0).cpu(), n + len(batch)
     if not n: raise InvalidValue('`values` must have at least one row, got none')
     return total/n
+
+def match_mean(
+    network:nn.Module, # A `Conditional`, or another network with a `head` of `dlframe.distributions`
+    values:Iterable[Tensor] # Batches of events, `[n, *event_shape]`
+) -> None:
+    "Set the output bias such that features of zero give the mean of `values`; raises `InvalidType` for other heads"
+    head = getattr(network, 'head', None)
+    if type(head) not in _output_biases:
+        raise InvalidType(f"`network.head` must be one of {', '.join(h.__name__ for h in _output_biases)} "
+                          f"to match a mean, got a {type(head).__name__}")
+    mean = _mean(head, values)
+    if head.channelwise: mean = mean.mean((-2, -1))
+    biases = _output_biases[type(head)](mean)
+    with torch.no_grad():
+        project = head.project.bias
+        project.view(head.n_parameters, -1)[:len(biases)] = biases.reshape(len(biases), -1).to(project)
 
 # %% ../nbs/03_architectures.ipynb #c0051563
 def _conditional(kind, bodies, name, in_shape, event_shape, widths, head, activation, init, options, size=None):

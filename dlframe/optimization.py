@@ -20,7 +20,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
 from .architectures import match_mean
-from .checks import InvalidValue, known, real, whole, with_article
+from .checks import InvalidType, InvalidValue, known, real, shown, whole, with_article
 from .data import Data, Loader
 from .devices import find_device
 from .distributions import Head, validation
@@ -217,6 +217,8 @@ class Optimization(Part, pl.LightningModule):
         self._take_turns(dict(players or {}))
         self._rehearse_optimizers() # unknown names are errors here, not after the data are read
         for ramp in ramps(self): check_unit(ramp.over, self.counters, 'over')
+        if not isinstance(output_bias, (Mapping, type(None))):
+            raise InvalidType(f"`output_bias` must be names of entries by path, {{'decoder': 'x'}}, got {shown(output_bias)}")
         for path, entry in (output_bias or {}).items(): self._match_mean(path, entry)
 
 # %% ../nbs/34_optimization.ipynb #01f90030

@@ -83,7 +83,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'dlframe.architectures._fans': ('architectures.html#_fans', 'dlframe/architectures.py'),
                                        'dlframe.architectures._glorot': ('architectures.html#_glorot', 'dlframe/architectures.py'),
                                        'dlframe.architectures._he': ('architectures.html#_he', 'dlframe/architectures.py'),
-                                       'dlframe.architectures._init_name': ('architectures.html#_init_name', 'dlframe/architectures.py'),
                                        'dlframe.architectures._layer': ('architectures.html#_layer', 'dlframe/architectures.py'),
                                        'dlframe.architectures._limited': ('architectures.html#_limited', 'dlframe/architectures.py'),
                                        'dlframe.architectures._limits': ('architectures.html#_limits', 'dlframe/architectures.py'),

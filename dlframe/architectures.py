@@ -90,8 +90,6 @@ def initialize(
             if layer.bias is not None: layer.bias.zero_()
     return module
 
-def _init_name(init): return known('init', 'torch' if init is None else init, inits)
-
 # %% ../nbs/03_architectures.ipynb #25c33989
 class MLP(Part, nn.Module):
     "Fully connected layers of the given widths, each followed by an activation"
@@ -107,8 +105,8 @@ class MLP(Part, nn.Module):
         self.out_shape = (sizes[-1],)
         layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in _layer(nn.Linear, a, b, activation=activation)]
         self.layers = nn.Sequential(*layers)
-        self.init = _init_name(init)
-        initialize(self, self.init)
+        self.init = init
+        initialize(self, 'torch' if init is None else init)
 
     def forward(self,
         x:Tensor # Inputs, `[..., *in_shape]`
@@ -154,8 +152,8 @@ class Conv(Part, nn.Module):
         self.out_shape = (ins[-1], height, width)
         layers = [layer for a, b, k, s, p in zip(ins, channels, ks, ss, ps) for layer in _layer(nn.Conv2d, a, b, k, s, p, activation=activation, dim=-3)]
         self.layers = nn.Sequential(*layers)
-        self.init = _init_name(init)
-        initialize(self, self.init)
+        self.init = init
+        initialize(self, 'torch' if init is None else init)
 
     def forward(self,
         x:Tensor # Images, `[..., C, H, W]`
@@ -192,8 +190,8 @@ class Deconv(Part, nn.Module):
             extra = tuple(sizes[i + 1] - ((sizes[i] - 1)*s - 2*p + k) for sizes in (hs, ws))
             layers += _layer(nn.ConvTranspose2d, a, b, k, s, p, output_padding=extra, activation=activation, dim=-3)
         self.layers = nn.Sequential(*layers)
-        self.init = _init_name(init)
-        initialize(self, self.init)
+        self.init = init
+        initialize(self, 'torch' if init is None else init)
 
     def forward(self,
         z:Tensor # Inputs, `[..., *in_shape]`
@@ -237,7 +235,7 @@ class Conditional(Part, nn.Module):
         body:nn.Module, # `MLP`, `Conv`, `Deconv`, or any module with `in_shape` and `out_shape`
         event_shape:Sequence[int], # Shape of one event of the distribution
         head:str|type='normal', # A name among `dlframe.distributions.heads`, or a class of one's own
-        init:str|None=None, # Initial weights of the head: `'torch'`, `'glorot'` or `'he'`; by default those of its `MLP`, `Conv` or `Deconv`
+        init:str|None=None, # Initial weights of the head, and of an `MLP`, `Conv` or `Deconv` that names none: `'torch'`, `'glorot'` or `'he'`; the body's by default
         log_scale_limits:Sequence[float]|None=None, # Smallest and largest log scale of a normal; none by default
         least_probability:float|None=None, # Bernoulli probabilities stay this far from 0 and 1; no limit by default
         **options # What else the head takes: `scale`, `classes`
@@ -250,8 +248,10 @@ class Conditional(Part, nn.Module):
         features = body.out_shape[0] if channelwise else math.prod(body.out_shape)
         self.head = _head(head, features, self.event_shape, channelwise, **options)
         self.limits = _limits(self.head, log_scale_limits, least_probability)
-        inherited = body.init if isinstance(body, (MLP, Conv, Deconv)) else 'torch'
-        initialize(self.head, inherited if init is None else init)
+        ours = isinstance(body, (MLP, Conv, Deconv))
+        if init is None: init = ours and body.init or 'torch'
+        if ours and body.init is None: initialize(body, init)
+        initialize(self.head, init)
 
     def forward(self,
         x:Tensor # Inputs of the body, `[..., *in_shape]`

@@ -202,22 +202,22 @@ class Deconv(Part, nn.Module):
         return self.layers(h.reshape(-1, *self.start)).reshape(*batch, *self.out_shape)
 
 # %% ../nbs/03_architectures.ipynb #c6f8b27f
-def _limits(head, log_scale_limits, least_probability):
-    "The smallest and the largest log scale or logit, if any; raises `InvalidType` for other heads"
-    kind = type(head).__name__
-    if log_scale_limits is not None:
-        if not isinstance(head, NormalHead) or head.log_scale is not None:
-            raise InvalidType(f"`log_scale_limits` must be None for a {kind}, which learns no log scale "
-                              f"of a normal, got {shown(log_scale_limits)}")
-        if not isinstance(log_scale_limits, (list, tuple)) or len(log_scale_limits) != 2:
-            raise InvalidValue(f"`log_scale_limits` must be two numbers, got {shown(log_scale_limits)}")
-        low = real('log_scale_limits[0]', log_scale_limits[0])
-        return low, real('log_scale_limits[1]', log_scale_limits[1], above=low)
-    if least_probability is None: return None
+def _log_scale_limits(head, limits):
+    "Two numbers for a head that learns the log scale of a normal; raises `InvalidType` for others"
+    if not isinstance(head, NormalHead) or head.log_scale is not None:
+        raise InvalidType(f"`log_scale_limits` must be None for a {type(head).__name__}, which learns "
+                          f"no log scale of a normal, got {shown(limits)}")
+    if not isinstance(limits, (list, tuple)) or len(limits) != 2:
+        raise InvalidValue(f"`log_scale_limits` must be two numbers, got {shown(limits)}")
+    low = real('log_scale_limits[0]', limits[0])
+    return low, real('log_scale_limits[1]', limits[1], above=low)
+
+def _logit_limits(head, least):
+    "Logits of the limits of Bernoulli probabilities; raises `InvalidType` for other heads"
     if not isinstance(head, BernoulliHead):
-        raise InvalidType(f"`least_probability` must be None for a {kind}, which has no Bernoulli "
-                          f"probabilities, got {shown(least_probability)}")
-    least = real('least_probability', least_probability, above=0)
+        raise InvalidType(f"`least_probability` must be None for a {type(head).__name__}, which has "
+                          f"no Bernoulli probabilities, got {shown(least)}")
+    least = real('least_probability', least, above=0)
     if least >= .5: raise InvalidValue(f"`least_probability` must be less than 0.5, got {least:g}")
     logit = math.log1p(-least) - math.log(least)
     return -logit, logit
@@ -235,7 +235,7 @@ class Conditional(Part, nn.Module):
         body:nn.Module, # `MLP`, `Conv`, `Deconv`, or any module with `in_shape` and `out_shape`
         event_shape:Sequence[int], # Shape of one event of the distribution
         head:str|type='normal', # A name among `dlframe.distributions.heads`, or a class of one's own
-        init:str|None=None, # Initial weights of the head, and of an `MLP`, `Conv` or `Deconv` that names none: `'torch'`, `'glorot'` or `'he'`; the body's by default
+        init:str|None=None, # Initial weights, a name among `inits`: of the head, and of a body of this page that names none
         log_scale_limits:Sequence[float]|None=None, # Smallest and largest log scale of a normal; none by default
         least_probability:float|None=None, # Bernoulli probabilities stay this far from 0 and 1; no limit by default
         **options # What else the head takes: `scale`, `classes`
@@ -247,7 +247,9 @@ class Conditional(Part, nn.Module):
         self.flatten = len(body.out_shape) if not channelwise else 0
         features = body.out_shape[0] if channelwise else math.prod(body.out_shape)
         self.head = _head(head, features, self.event_shape, channelwise, **options)
-        self.limits = _limits(self.head, log_scale_limits, least_probability)
+        self.limits = None # of log scales or logits
+        if log_scale_limits is not None: self.limits = _log_scale_limits(self.head, log_scale_limits)
+        if least_probability is not None: self.limits = _logit_limits(self.head, least_probability)
         ours = isinstance(body, (MLP, Conv, Deconv))
         if init is None: init = ours and body.init or 'torch'
         if ours and body.init is None: initialize(body, init)
@@ -293,18 +295,29 @@ _output_biases = {BernoulliHead: _bernoulli_bias, ContinuousBernoulliHead: _cont
 _in_unit_interval = (BernoulliHead, ContinuousBernoulliHead, BetaHead)
 
 # %% ../nbs/03_architectures.ipynb #a1c40f07
+def _statistic(head, batch):
+    "The events, or choices in one-hot form; raises `InvalidValue` for values that the head cannot have"
+    if batch.shape[1:] != head.event_shape:
+        raise InvalidValue(f"`values` must be events of shape {head.event_shape}, "
+                           f"got {tuple(batch.shape[1:])}")
+    low, high = batch.aminmax()
+    if isinstance(head, CategoricalHead):
+        if batch.is_floating_point() or low < 0 or high >= head.n_parameters:
+            raise InvalidValue(f"`values` must be whole numbers below {head.n_parameters} for a "
+                               f"{type(head).__name__}, got {low:g} to {high:g} of {batch.dtype}")
+        return F.one_hot(batch.long(), head.n_parameters).movedim(-1, 1)
+    if isinstance(head, _in_unit_interval) and not 0 <= low <= high <= 1:
+        raise InvalidValue(f"`values` must be in [0, 1] for a {type(head).__name__}, got {low:g} to {high:g}")
+    if not (low.isfinite() and high.isfinite()):
+        raise InvalidValue(f"`values` must be finite, got {low:g} to {high:g}")
+    return batch
+
 def _mean(head, values):
     "The mean event, `[*event_shape]`; of choices the frequencies, `[classes, *event_shape]`"
     total, n = 0., 0
-    for batch in values:
-        if batch.shape[1:] != head.event_shape:
-            raise InvalidValue(f"`values` must be events of shape {head.event_shape}, got {tuple(batch.shape[1:])}")
-        if isinstance(head, CategoricalHead):
-            batch = F.one_hot(batch.long(), head.n_parameters).movedim(-1, 1)
-        elif isinstance(head, _in_unit_interval) and not ((0 <= batch) & (batch <= 1)).all():
-            raise InvalidValue(f"`values` must be in [0, 1] for a {type(head).__name__}, "
-                               f"got {batch.min():g} to {batch.max():g}")
-        total, n = total + batch.double().sum(0).cpu(), n + len(batch)
+    for batch in filter(len, values):
+        total += _statistic(head, batch).double().sum(0).cpu()
+        n += len(batch)
     if not n: raise InvalidValue('`values` must have at least one row, got none')
     return total/n
 

@@ -43,22 +43,26 @@ _activation = activation
 inits = ('torch', 'glorot', 'he')
 _affine = (nn.Linear, nn.modules.conv._ConvNd)
 
+
 def _fans(layer):
     "Inputs of one output of an affine layer, and outputs of one input, if the stride is 1"
     groups, pixels = getattr(layer, 'groups', 1), math.prod(layer.weight.shape[2:])
     first, second = layer.weight.shape[:2]
-    if getattr(layer, 'transposed', False): return pixels*first//groups, pixels*second
-    return pixels*second, pixels*first//groups
+    if getattr(layer, 'transposed', False):
+        return pixels * first // groups, pixels * second
+    return pixels * second, pixels * first // groups
+
 
 def _glorot(layer, vectors):
     n_in, n_out = _fans(layer)
-    bound = math.sqrt(6/(n_in + n_out/vectors))
+    bound = math.sqrt(6 / (n_in + n_out / vectors))
     layer.weight.uniform_(-bound, bound)
+
 
 def _he(layer, vectors):
     transposed = getattr(layer, 'transposed', False)
-    n_in = _fans(layer)[0]/(math.prod(layer.stride) if transposed else 1)
-    layer.weight.normal_(0, math.sqrt(2/n_in))
+    n_in = _fans(layer)[0] / (math.prod(layer.stride) if transposed else 1)
+    layer.weight.normal_(0, math.sqrt(2 / n_in))
 
 # %% ../nbs/03_architectures.ipynb #a1c40f04
 def _vectors(module):
@@ -71,23 +75,28 @@ def _vectors(module):
             found[part.project] = part.n_parameters
     return found
 
+
 def initialize(
-    module:nn.Module, # A network of this page or any other
-    init:str # `'torch'`, which changes nothing, `'glorot'` or `'he'`
-) -> nn.Module: # `module`
+    module: nn.Module,  # A network of this page or any other
+    init: str,  # `'torch'`, which changes nothing, `'glorot'` or `'he'`
+) -> nn.Module:  # `module`
     "Draw the weights of all linear and convolutional layers, set their biases to 0, leave the rest"
-    if known('init', init, inits) == 'torch': return module
+    if known('init', init, inits) == 'torch':
+        return module
     layers = [m for m in module.modules() if isinstance(m, _affine)]
     reached = {id(layer.weight) for layer in layers}
     other = [n for n, p in module.named_parameters() if p.ndim > 1 and id(p) not in reached]
     if other:
-        raise InvalidType(f"`module` must have matrices in linear and convolutional layers only to be "
-                          f"initialised by {init!r}, got {', '.join(other)}: initialise its parts")
+        raise InvalidType(
+            f"`module` must have matrices in linear and convolutional layers only to be "
+            f"initialised by {init!r}, got {', '.join(other)}: initialise its parts"
+        )
     vectors, draw = _vectors(module), {'glorot': _glorot, 'he': _he}[init]
     with torch.no_grad():
         for layer in layers:
             draw(layer, vectors.get(layer, 1))
-            if layer.bias is not None: layer.bias.zero_()
+            if layer.bias is not None:
+                layer.bias.zero_()
     return module
 
 # %% ../nbs/03_architectures.ipynb #25c33989
@@ -266,76 +275,105 @@ class Conditional(Part, nn.Module):
 _head = head
 
 # %% ../nbs/03_architectures.ipynb #a1c40f06
-def _bernoulli_bias(mean): return mean.clamp(.001, .999).logit()[None]
+def _bernoulli_bias(mean):
+    return mean.clamp(0.001, 0.999).logit()[None]
+
 
 def _continuous_mean(logit):
     "The mean of a continuous Bernoulli distribution, 1/(1 - exp(-l)) - 1/l"
     small = logit.abs() < 1e-3
-    l = logit.where(~small, 1.)
-    return (.5 + logit/12).where(small, -1/(-l).expm1() - 1/l)
+    l = logit.where(~small, 1.0)
+    return (0.5 + logit / 12).where(small, -1 / (-l).expm1() - 1 / l)
+
 
 def _continuous_bias(mean):
-    low, high = torch.full_like(mean, -20.), torch.full_like(mean, 20.)
-    for _ in range(60): # bisection, to the precision of float64
-        middle = (low + high)/2
+    low, high = torch.full_like(mean, -20.0), torch.full_like(mean, 20.0)
+    for _ in range(60):  # bisection, to the precision of float64
+        middle = (low + high) / 2
         too_low = _continuous_mean(middle) < mean
         low, high = middle.where(too_low, low), high.where(too_low, middle)
     return low[None]
 
+
 def _beta_bias(mean):
-    mean, total = mean.clamp(.01, .99), 2*(math.log(2) + 1e-3)
-    return (total*torch.stack([mean, 1 - mean]) - 1e-3).expm1().log()
+    mean, total = mean.clamp(0.01, 0.99), 2 * (math.log(2) + 1e-3)
+    return (total * torch.stack([mean, 1 - mean]) - 1e-3).expm1().log()
 
-def _categorical_bias(frequencies): return frequencies.clamp(min=1e-6).log()
-def _location_bias(mean): return mean[None]
 
-_output_biases = {BernoulliHead: _bernoulli_bias, ContinuousBernoulliHead: _continuous_bias, BetaHead: _beta_bias,
-                  CategoricalHead: _categorical_bias, NormalHead: _location_bias, LaplaceHead: _location_bias,
-                  DeltaHead: _location_bias}
+def _categorical_bias(frequencies):
+    return frequencies.clamp(min=1e-6).log()
+
+
+def _location_bias(mean):
+    return mean[None]
+
+
+_output_biases = {
+    BernoulliHead: _bernoulli_bias,
+    ContinuousBernoulliHead: _continuous_bias,
+    BetaHead: _beta_bias,
+    CategoricalHead: _categorical_bias,
+    NormalHead: _location_bias,
+    LaplaceHead: _location_bias,
+    DeltaHead: _location_bias,
+}
 _in_unit_interval = (BernoulliHead, ContinuousBernoulliHead, BetaHead)
 
 # %% ../nbs/03_architectures.ipynb #a1c40f07
 def _statistic(head, batch):
     "The events, or choices in one-hot form; raises `InvalidValue` for values that the head cannot have"
     if batch.shape[1:] != head.event_shape:
-        raise InvalidValue(f"`values` must be events of shape {head.event_shape}, "
-                           f"got {tuple(batch.shape[1:])}")
+        raise InvalidValue(
+            f"`values` must be events of shape {head.event_shape}, got {tuple(batch.shape[1:])}"
+        )
     low, high = batch.aminmax()
     if isinstance(head, CategoricalHead):
         if batch.is_floating_point() or low < 0 or high >= head.n_parameters:
-            raise InvalidValue(f"`values` must be whole numbers below {head.n_parameters} for a "
-                               f"{type(head).__name__}, got {low:g} to {high:g} of {batch.dtype}")
+            raise InvalidValue(
+                f"`values` must be whole numbers below {head.n_parameters} for a "
+                f"{type(head).__name__}, got {low:g} to {high:g} of {batch.dtype}"
+            )
         return F.one_hot(batch.long(), head.n_parameters).movedim(-1, 1)
     if isinstance(head, _in_unit_interval) and not 0 <= low <= high <= 1:
-        raise InvalidValue(f"`values` must be in [0, 1] for a {type(head).__name__}, got {low:g} to {high:g}")
+        raise InvalidValue(
+            f"`values` must be in [0, 1] for a {type(head).__name__}, got {low:g} to {high:g}"
+        )
     if not (low.isfinite() and high.isfinite()):
         raise InvalidValue(f"`values` must be finite, got {low:g} to {high:g}")
     return batch
 
+
 def _mean(head, values):
     "The mean event, `[*event_shape]`; of choices the frequencies, `[classes, *event_shape]`"
-    total, n = 0., 0
+    total, n = 0.0, 0
     for batch in filter(len, values):
         total += _statistic(head, batch).double().sum(0).cpu()
         n += len(batch)
-    if not n: raise InvalidValue('`values` must have at least one row, got none')
-    return total/n
+    if not n:
+        raise InvalidValue('`values` must have at least one row, got none')
+    return total / n
+
 
 def match_mean(
-    network:nn.Module, # A `Conditional`, or another network with a `head` of `dlframe.distributions`
-    values:Iterable[Tensor] # Batches of events, `[n, *event_shape]`
+    network: nn.Module,  # A `Conditional`, or another network with a `head` of `dlframe.distributions`
+    values: Iterable[Tensor],  # Batches of events, `[n, *event_shape]`
 ) -> None:
     "Set the output bias such that features of zero give the mean of `values`; raises `InvalidType` for other heads"
     head = getattr(network, 'head', None)
     if type(head) not in _output_biases:
-        raise InvalidType(f"`network.head` must be one of {', '.join(h.__name__ for h in _output_biases)} "
-                          f"to match a mean, got a {type(head).__name__}")
+        raise InvalidType(
+            f"`network.head` must be one of {', '.join(h.__name__ for h in _output_biases)} "
+            f"to match a mean, got a {type(head).__name__}"
+        )
     mean = _mean(head, values)
-    if head.channelwise: mean = mean.mean((-2, -1))
+    if head.channelwise:
+        mean = mean.mean((-2, -1))
     biases = _output_biases[type(head)](mean)
     with torch.no_grad():
         project = head.project.bias
-        project.view(head.n_parameters, -1)[:len(biases)] = biases.reshape(len(biases), -1).to(project)
+        project.view(head.n_parameters, -1)[: len(biases)] = biases.reshape(len(biases), -1).to(
+            project
+        )
 
 # %% ../nbs/03_architectures.ipynb #c0051563
 def _conditional(kind, bodies, name, in_shape, event_shape, widths, head, activation, init, options, size=None):

@@ -22,25 +22,35 @@ from .images import Digits, TorchvisionImages, torchvision_sets
 # %% ../nbs/24_datasets.ipynb #a1c42402
 class BinarizedMNIST(Data):
     "MNIST binarised by Larochelle, 28×28: 50,000 images to train, 10,000 to validate, 10,000 to test, no labels"
-    white_level, dequantize = {'x': 1}, False # bits, of which there are no levels in between
+
+    white_level, dequantize = {'x': 1}, False  # bits, of which there are no levels in between
     file_name = 'binarized_mnist.npz'
 
-    def __init__(self,
-        root:str|None=None # Folder of the data; by default that of the device
-    ): self.root = root
+    def __init__(
+        self,
+        root: str | None = None,  # Folder of the data; by default that of the device
+    ):
+        self.root = root
 
     def open(self, name):
-        file = Path(self.root or find_device().data_root)/self.file_name
+        file = Path(self.root or find_device().data_root) / self.file_name
         if not file.is_file():
-            raise MissingFile(f"`dataset` binarized_MNIST must be in {file.parent} as {self.file_name}, which is not "
-                              "there and has no download: set DATA_ROOT to the folder that holds it")
+            raise MissingFile(
+                f"`dataset` binarized_MNIST must be in {file.parent} as {self.file_name}, which is not "
+                "there and has no download: set DATA_ROOT to the folder that holds it"
+            )
         try:
-            with np.load(file) as arrays: packed = arrays[name]
+            with np.load(file) as arrays:
+                packed = arrays[name]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-            raise InvalidValue(f"{file} is damaged: {e}. Put a good copy in its place and run again") from e
-        if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != 28*28//8:
-            raise InvalidValue(f"{file} is damaged: `{name}` has shape {packed.shape} of {packed.dtype}, and must "
-                               "have 98 bytes for each image. Put a good copy in its place and run again")
+            raise InvalidValue(
+                f"{file} is damaged: {e}. Put a good copy in its place and run again"
+            ) from e
+        if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != 28 * 28 // 8:
+            raise InvalidValue(
+                f"{file} is damaged: `{name}` has shape {packed.shape} of {packed.dtype}, and must "
+                "have 98 bytes for each image. Put a good copy in its place and run again"
+            )
         return {'x': torch.from_numpy(np.unpackbits(packed, axis=1)).view(-1, 1, 28, 28)}
 
     def prepare(self, batch):

@@ -33,25 +33,34 @@ from .triggers import Duration, check_unit, duration
 # %% ../nbs/34_optimization.ipynb #a1c43404
 class AdamNormGrad(torch.optim.Adam):
     "Adam on the gradient of each tensor divided by its norm (Tomczak and Welling, 2018)"
-    def __init__(self,
-        params, # Tensors, or groups of them
-        lr:float=1e-3, # Learning rate
-        betas:tuple[float, float]=(.9, .999), # Decay of the averages of the gradient and of its square
-        eps:float=1e-8, # Added to the root of the second
-        weight_decay:float=0. # Times the weights, added to the divided gradient
-    ): super().__init__(params, lr, betas, eps, weight_decay)
+
+    def __init__(
+        self,
+        params,  # Tensors, or groups of them
+        lr: float = 1e-3,  # Learning rate
+        betas: tuple[float, float] = (
+            0.9,
+            0.999,
+        ),  # Decay of the averages of the gradient and of its square
+        eps: float = 1e-8,  # Added to the root of the second
+        weight_decay: float = 0.0,  # Times the weights, added to the divided gradient
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
 
     @torch.no_grad()
-    def step(self,
-        closure:Callable|None=None # Computes the gradients anew, and returns the loss
-    ) -> Tensor|None: # The loss, if there is a closure
+    def step(
+        self,
+        closure: Callable | None = None,  # Computes the gradients anew, and returns the loss
+    ) -> Tensor | None:  # The loss, if there is a closure
         "Divide the gradients in place, then update as Adam does"
         loss = None
         if closure is not None:
-            with torch.enable_grad(): loss = closure()
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for p in group['params']:
-                if p.grad is not None: p.grad.div_(p.grad.norm() + 1e-7)
+                if p.grad is not None:
+                    p.grad.div_(p.grad.norm() + 1e-7)
         super().step()
         return loss
 
@@ -262,9 +271,11 @@ def configure_optimizers(self:Optimization):
 
 # %% ../nbs/34_optimization.ipynb #a1c43402
 @patch
-def _match_mean(self:Optimization, path, entry):
+def _match_mean(self: Optimization, path, entry):
     "Set the output bias of the part at `path` from an entry of the training data; reads the split once"
-    parts = {n: p for n, p in self.model.named_modules() if isinstance(getattr(p, 'head', None), Head)}
+    parts = {
+        n: p for n, p in self.model.named_modules() if isinstance(getattr(p, 'head', None), Head)
+    }
     part = parts[known('output_bias', path, parts)]
     known(f'output_bias.{path}', entry, self.data[self.split][0])
     with torch.no_grad(), fixed_randomness(torch.device('cpu')):

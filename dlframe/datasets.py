@@ -83,9 +83,8 @@ def targets(
 ) -> dict[str, int]: # `{'classes': 10}`, `{'dim': 10}` or `{'attributes': 40}`: an argument of `dlframe.architectures.predictor`
     "The kind and the number of targets; opens the first split"
     split = data[data.splits[0]]
-    batch = split.tensors if hasattr(split, 'tensors') else split.take(torch.arange(min(100, len(split))))
-    if 'y' not in batch: raise InvalidValue(f"`data` must have targets `y` to predict, got {', '.join(batch)} in a {type(data).__name__}")
-    y = batch['y']
+    if 'y' not in split[0]: raise InvalidValue(f"`data` must have targets `y` to predict, got a {type(data).__name__} of {', '.join(split[0])}")
+    y = split.tensors['y'] if hasattr(split, 'tensors') else split.take(torch.arange(min(100, len(split))))['y']
     if not y.is_floating_point(): return {'classes': getattr(data, 'n_classes', int(y.max()) + 1)}
     if y.ndim != 2: raise InvalidValue(f"`y` must be labels, or hold a row of numbers for each picture, got shape {tuple(y.shape)}")
     return {'attributes' if ((y == 0) | (y == 1)).all() else 'dim': y.shape[1]}

@@ -81,6 +81,8 @@ def initialize(
     init: str,  # `'torch'`, which changes nothing, `'glorot'` or `'he'`
 ) -> nn.Module:  # `module`
     "Draw the weights of all linear and convolutional layers, set their biases to 0, leave the rest"
+    if not isinstance(module, nn.Module):
+        raise InvalidType(f"`module` must be a module of torch, got {shown(module)}")
     if known('init', init, inits) == 'torch':
         return module
     layers = [m for m in module.modules() if isinstance(m, _affine)]
@@ -322,10 +324,14 @@ _in_unit_interval = (BernoulliHead, ContinuousBernoulliHead, BetaHead)
 # %% ../nbs/03_architectures.ipynb #a1c40f07
 def _statistic(head, batch):
     "The events, or choices in one-hot form; raises `InvalidValue` for values that the head cannot have"
+    if not isinstance(batch, Tensor):
+        raise InvalidType(f"`values` must be batches, which are tensors, got {shown(batch)} among them")
     if batch.shape[1:] != head.event_shape:
         raise InvalidValue(
             f"`values` must be events of shape {head.event_shape}, got {tuple(batch.shape[1:])}"
         )
+    if not len(batch):
+        raise InvalidValue('`values` must have at least one row in each batch, got none')
     low, high = batch.aminmax()
     if isinstance(head, CategoricalHead):
         if batch.is_floating_point() or low < 0 or high >= head.n_parameters:
@@ -346,9 +352,10 @@ def _statistic(head, batch):
 def _mean(head, values):
     "The mean event, `[*event_shape]`; of choices the frequencies, `[classes, *event_shape]`"
     total, n = 0.0, 0
-    for batch in filter(len, values):
-        total += _statistic(head, batch).double().sum(0).cpu()
-        n += len(batch)
+    for batch in values:
+        events = _statistic(head, batch)
+        total += events.double().sum(0).cpu()
+        n += len(events)
     if not n:
         raise InvalidValue('`values` must have at least one row, got none')
     return total / n

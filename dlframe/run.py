@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['circumstances', 'keep_code', 'Run', 'quiet_lightning', 'rehearse', 'require_compiler', 'forked', 'Begin',
-           'check_launch', 'settings_kept', 'Live', 'rerun', 'main']
+           'check_launch', 'settings_kept', 'read_results', 'write_results', 'Live', 'add_results', 'rerun', 'main']
 
 # %% ../nbs/42_run.ipynb #a2b08201
 import argparse, inspect, json, logging, os, platform, secrets, shutil, signal, subprocess, sys, threading, time, warnings
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing.util import Finalize
+from numbers import Real
 from pathlib import Path
 
 import pytorch_lightning as pl
-import safetensors.torch
 import torch
 from fastcore.basics import patch
 from pytorch_lightning.strategies import DDPStrategy
@@ -23,15 +23,15 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
-from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, watched
+from .callbacks import Checkpoint, Evaluate, FinalResults, Interrupt, LogTerms, Progress, StopAfter, StopEarly, WholeFiles, newest, read_checkpoint, save_weights, watched, why_early
 from .checks import InvalidType, InvalidValue, MissingFile, Refusal, known, shortened, shown, whole
 from .devices import find_device
 from .distributions import validation
-from .entries import Figure
-from .evaluation import batches, observe
+from .entries import Figure, Scalar
+from .evaluation import Evaluator, batches, named, observe
 from .files import save_whole, verify
-from .loading import curves, find_folder, load_weights
-from .loggers import Loggers, logger as make_logger, read_metrics
+from .loading import curves, find_folder, load, load_weights
+from .loggers import FileLogger, Loggers, apart, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization
 from .server import report
@@ -81,12 +81,15 @@ class Run(Part):
         save_every:str='1 minute', # How often a checkpoint is written
         callbacks:Sequence[pl.Callback]=(), # Others, of Lightning, made with `make`
         trainer:dict|None=None, # Other arguments of the Lightning `Trainer`
-        parameters:dict|None=None # What `parameters()` gave, to be kept
+        parameters:dict|None=None, # What `parameters()` gave, to be kept
+        tests:Sequence[Evaluator]=() # What is measured once, when training is over; its numbers are logged and are the `results` of the manifest
     ):
         for argument, value, kind in [('optimization', optimization, Optimization), ('trainer', trainer or {}, Mapping), ('name', name or '', str),
-                                      ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations)]:
+                                      ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations), ('tests', tests, (list, tuple)), *(('tests', e, Evaluator) for e in (tests if isinstance(tests, (list, tuple)) else ()))]:
             if not isinstance(value, kind): raise InvalidType(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {shown(value)}")
         self.optimization, self.evaluations, self.callbacks, self.trainer = optimization, list(evaluations), list(callbacks), dict(trainer or {})
+        self.tests = list(tests)
+        FinalResults(self.tests) # whose names must differ
         self.train_for, self.project, self.parameters = duration(train_for, 'train_for'), project, dict(parameters or {})
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)
         for argument in 'train_for', 'log_every', 'save_every': check_unit(getattr(self, argument), optimization.counters, argument)
@@ -144,10 +147,15 @@ def begin(self:Run,
     for e in self.evaluations:
         e.evaluator.check(o)
         if e.trigger: check_unit(e.trigger.every, o.counters, f'every of {e.name}')
+    for e in self.tests: e.check(o)
+    for callback in self.callbacks:
+        if isinstance(callback, StopEarly): callback.check(o, [LogTerms(self.log_every), *self.evaluations])
     if o.compile_model: require_compiler()
     rehearse(o)
     self.recorded = self.manifest()
-    if resumed: save_whole(lambda path: write(resumed, path), folder/'manifest.json', folder)
+    if resumed:
+        resumed = {k: v for k, v in resumed.items() if k != 'results'} # of weights that train on
+        save_whole(lambda path: write(resumed, path), folder/'manifest.json', folder)
     else: self.make_folder()
     (folder/'checkpoints/model.safetensors').unlink(missing_ok=True) # a finished run may be given more time
     record(folder, 'running')
@@ -206,7 +214,7 @@ def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     "Callbacks and machine, as Lightning wants them"
     device, trial = find_device(), int(self.trainer.get('fast_dev_run', 0)) # Lightning's would log and save nothing
     train_for = Duration(trial, 'steps') if trial else self.train_for
-    callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for, self.__dict__.get('over', False)), Checkpoint(self.save_every), Progress(train_for)]
+    callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for, self.__dict__.get('over', False)), Checkpoint(self.save_every), FinalResults(self.tests), Progress(train_for)]
     options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'strategy': device.strategy,
                'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer, 'fast_dev_run': False}
     options['plugins'] = [WholeFiles(self.folder), *(self.trainer.get('plugins') or [])]
@@ -299,14 +307,13 @@ def end(self:Run,
     "Write the weights, or say how to go on"
     if not trainer.is_global_zero: return
     o, weights = self.optimization, self.folder/'checkpoints/model.safetensors'
-    def save(path):
-        try: safetensors.torch.save_model(o.model, str(path))
-        except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
     if o.interrupted:
         self.logger.finalize('stopped' if o.stopped_by == signal.SIGTERM and find_trial() else 'preempted' if o.stopped_by else 'interrupted') # an agent stops what is not worth going on
         record(self.folder, 'interrupted', steps=o.counters['steps'], signal=o.stopped_by and signal.Signals(o.stopped_by).name)
         print(f"stopped after step {o.counters['steps']}; go on with Run.resume({str(self.folder)!r})", flush=True)
-    else: save_whole(save, weights, self.folder)
+    else:
+        save_weights(o.model, weights, self.folder)
+        if results := self.results(trainer): write_results(self.folder, results)
 
 @patch
 def close(self:Run,
@@ -315,7 +322,9 @@ def close(self:Run,
     "Let the loggers hand on what they have, then say that the run is finished: one that is killed while it uploads goes on with that"
     try: self.logger.close()
     finally:
-        if complete: record(self.folder, 'finished', steps=self.optimization.counters['steps'])
+        if complete:
+            early = read_results(self.folder).get('stopped_early')
+            record(self.folder, 'finished', steps=self.optimization.counters['steps'], **({'stopped_early': early} if early else {}))
 
 @patch
 def failed(self:Run,
@@ -331,6 +340,34 @@ def fetch(self:Run) -> None:
     o = self.optimization
     o.on_load_checkpoint(read_checkpoint(self.folder/'checkpoints/last.ckpt'))
     o.interrupted, o.position = not (self.folder/'checkpoints/model.safetensors').exists(), None
+
+# %% ../nbs/42_run.ipynb #e2acc35b
+@patch
+def results(self:Run,
+    trainer:pl.Trainer # After training
+) -> dict: # Plain data; empty if there is nothing to report
+    "What was measured when training was over, and why it was over early"
+    o, end = self.optimization, self.train_for
+    found = next((c.numbers for c in trainer.callbacks if isinstance(c, FinalResults)), {})
+    numbers = {name: value for name, value in found.items() if not name.startswith('seconds/')}
+    early = why_early(trainer) if o.counters[end.unit] < end.amount else None
+    told = {**numbers, **({'stopped_early': early} if early else {})}
+    return {'weights': 'last', 'steps': o.counters['steps'], **told} if told else {}
+
+def read_results(
+    folder:Path # Of a run
+) -> dict: # `weights`, `steps`, and numbers by logged name; empty if there are none
+    "The results in a manifest"
+    found = read(verify(folder/'manifest.json')).get('results')
+    return dict(found) if isinstance(found, Mapping) else {}
+
+def write_results(
+    folder:Path, # Of a run
+    results:Mapping # Plain data
+) -> None:
+    "Put results into the manifest"
+    manifest = {**read(verify(folder/'manifest.json')), 'results': dict(results)}
+    save_whole(lambda path: write(manifest, path), folder/'manifest.json', folder)
 
 # %% ../nbs/42_run.ipynb #7907b5db
 @patch
@@ -440,9 +477,40 @@ def _built(manifest, packages):
     if not isinstance(manifest.get('run'), Mapping): raise InvalidValue(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
     if not isinstance(manifest.get('parameters') or {}, Mapping): raise InvalidValue(f"`parameters` of the manifest must be names and values, got {shown(manifest['parameters'])}")
     pl.seed_everything(whole('run.seed', manifest['run'].get('seed', 0), least=0), verbose=False)
-    run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'parameters')}, packages)['run']
+    run = build({k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'results', 'parameters')}, packages)['run']
     if not isinstance(run, Run): raise InvalidValue(f"`run` must describe a run, got {shown(run)}")
     return run
+
+# %% ../nbs/42_run.ipynb #4665f7d0
+def add_results(
+    run:str|Path, # The folder of a finished run
+    found:Sequence[Evaluator]|Mapping[str, float], # What to measure with its weights; or numbers found with them, by name: `{'test/energy_distance': .1}`
+    packages:Iterable[str]=() # Packages to trust besides `dlframe.specs.allowed_packages`
+) -> dict: # All results of the run
+    "Log numbers at the last step of a finished run, and add them to the results in its manifest; boards such as TensorBoard do not get them"
+    folder = find_folder(run)
+    with _claimed(folder):
+        if state(folder) != 'finished': raise InvalidValue(f"`run` must be finished to have results, got {folder}, which is {state(folder) or 'no run'}")
+        left = load(folder, packages=packages)
+        numbers = dict(found) if isinstance(found, Mapping) else {k: v for look in map(Evaluate, found) for k, v in _numbers(look, left).items()}
+        for name, value in numbers.items(): _check_result(name, value, left.counters)
+        logger = FileLogger()
+        logger.counters = lambda: left.counters
+        logger.start(folder, left.manifest, '')
+        for name, value in numbers.items(): logger.log(name, Scalar(float(value)), left.counters)
+        logger.finalize('success')
+        before = read_results(folder) or {'weights': 'last', 'steps': left.counters['steps']}
+        write_results(folder, {**before, **{k: float(v) for k, v in numbers.items()}})
+        return read_results(folder)
+
+def _numbers(look, left):
+    entries = named(look.evaluator, left, look.name)
+    return {k: v for name, entry in entries.items() for k, v in entry.numbers(name).items()}
+
+def _check_result(name, value, counters):
+    "Raise `InvalidValue` or `InvalidType` for what cannot be logged under that name"
+    if not isinstance(name, str) or '/' not in name or apart(name, counters) != name: raise InvalidValue(f"`found` must have names like 'test/loss', got {shown(name)}")
+    if isinstance(value, bool) or not isinstance(value, Real): raise InvalidType(f"`found` must be evaluators, or numbers by name, got {shown(value)} for {name!r}")
 
 # %% ../nbs/42_run.ipynb #d5698278
 @patch
@@ -471,7 +539,8 @@ def recall(self:Run) -> 'Run': # As it was after training
 def _changed(was, now, path):
     "The first place where plain data differ, and what is there"
     if not (isinstance(was, Mapping) and isinstance(now, Mapping)): return None if json.dumps(was) == json.dumps(now) else (path, was, now)
-    return next(filter(None, (_changed(was.get(k), now.get(k), f'{path}.{k}') for k in {**was, **now})), None)
+    newer = [k for k in now if 'cls' in was and k not in was and not now[k]] # arguments that an earlier release did not have, and that are not used
+    return next(filter(None, (_changed(was.get(k), now.get(k), f'{path}.{k}') for k in {**was, **now} if k not in newer)), None)
 
 @patch
 def check_same(self:Run,
@@ -490,7 +559,7 @@ def rerun(
     packages:Iterable[str]=() # Packages to trust besides `dlframe.specs.allowed_packages`
 ) -> Run: # Finished
     "Build the run that a manifest describes and fit it, under a new name unless `changes` gives one"
-    manifest = {k: v for k, v in manifest.items() if k not in ('made', 'resumed')}
+    manifest = {k: v for k, v in manifest.items() if k not in ('made', 'resumed', 'results')}
     if not isinstance(manifest.get('run'), Mapping): raise InvalidValue(f"`run` must be described in the manifest, got {shown(manifest.get('run'))} among {shortened(', '.join(map(str, manifest)))}")
     manifest = override(override(manifest, {'run.name': None}, packages), changes, packages)
     if not isinstance(manifest['run'], Mapping): raise InvalidValue(f"`run` must be a specification, got {shown(manifest['run'])}")

@@ -1,5 +1,5 @@
 "The pages of experiments: the same numbers however they are started; every model and option by parameter alone; runs that can be read, looked at and trained again"
-import base64, json, os, re, shutil
+import base64, json, math, os, re, shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from tree import ROOT
 from dlframe.faces import synthetic_celeba
 from dlframe.loading import load
 from dlframe.loggers import read_metrics
+from dlframe.specs import read
 from dlframe.vae import VAE
 
 data_root = Path(os.environ.get('DATA_ROOT') or '~/.cache/dlframe/data').expanduser()
@@ -341,6 +342,8 @@ def test_likelihoods_by_the_recipe_of_another_paper(home, tmp_path):
         assert read_metrics(run)['epochs'].max() == passes
     model = load(run).model
     assert (float(model.beta()), model.prior.pseudo_inputs().shape, [type(l).__name__ for l in model.encoder.body.layers]) == (1., (7, 1, 8, 8), ['Linear', 'GLU']*2)
+    assert (model.encoder.body.init, model.encoder.limits, model.decoder.limits[1]) == ('he', (-3, 1), math.log1p(-1e-5) - math.log(1e-5))
+    assert read(run/'manifest.json')['optimization']['optimizer'] == 'AdamNormGrad'
     assert any('VAE, vamp' in ''.join(t) for t in shown(tmp_path/'3.0.ipynb', 'text/html'))
     for other, said in (dict(passes=2.), '`passes` must be at least 3, for which the run in '), (dict(seed=1), '`run.seed` must be 0, as in '), (dict(warm_up=1.), "`model.beta.over` must be '2.0 epochs', as in "), (dict(prior_options='{vmap: {}}'), "did you mean 'vamp'?"):
         r = papermill(LIKELIHOODS, tmp_path/'other.ipynb', env, test_images=50, test_samples=20, **{**asked, **other})

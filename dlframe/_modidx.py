@@ -333,8 +333,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'dlframe.datasets.BinarizedMNIST.__init__': ( 'datasets.html#binarizedmnist.__init__',
                                                                                 'dlframe/datasets.py'),
                                   'dlframe.datasets.BinarizedMNIST.open': ('datasets.html#binarizedmnist.open', 'dlframe/datasets.py'),
-                                  'dlframe.datasets.BinarizedMNIST.prepare': ( 'datasets.html#binarizedmnist.prepare',
-                                                                               'dlframe/datasets.py'),
                                   'dlframe.datasets._takes': ('datasets.html#_takes', 'dlframe/datasets.py'),
                                   'dlframe.datasets.dataset': ('datasets.html#dataset', 'dlframe/datasets.py'),
                                   'dlframe.datasets.targets': ('datasets.html#targets', 'dlframe/datasets.py')},

@@ -8,14 +8,12 @@ __all__ = ['own_sets', 'BinarizedMNIST', 'dataset', 'targets']
 # %% ../nbs/24_datasets.ipynb #99938acb
 import inspect
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from .checks import InvalidValue, MissingFile, known
 from .data import Data
-from .devices import find_device
 from .faces import CelebA
 from .images import Digits, TorchvisionImages, torchvision_sets
 
@@ -33,7 +31,7 @@ class BinarizedMNIST(Data):
         self.root = root
 
     def open(self, name):
-        file = Path(self.root or find_device().data_root) / self.file_name
+        file = self.place(self.root) / self.file_name
         if not file.is_file():
             raise MissingFile(
                 f"`dataset` binarized_MNIST must be in {file.parent} as {self.file_name}, which is not "
@@ -52,10 +50,6 @@ class BinarizedMNIST(Data):
                 "have 98 bytes for each image. Put a good copy in its place and run again"
             )
         return {'x': torch.from_numpy(np.unpackbits(packed, axis=1)).view(-1, 1, 28, 28)}
-
-    def prepare(self, batch):
-        "Bits as numbers, 0 and 1"
-        return {**batch, 'x': batch['x'].float()}
 
 # %% ../nbs/24_datasets.ipynb #c8374f08
 own_sets = {'digits': Digits, 'CelebA': CelebA, 'binarized_MNIST': BinarizedMNIST}

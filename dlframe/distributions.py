@@ -212,7 +212,9 @@ def _some(narrow):
     return narrow.reshape(-1, narrow.shape[-1]).any(0).nonzero()[:, 0]
 
 
-@torch.library.custom_op('dlframe::narrow_exponents', mutates_args=())
+_namespace = __name__.replace('.', '_') # torch keeps operators by name, so this page must not replace those of the module
+
+@torch.library.custom_op(f'{_namespace}::narrow_exponents', mutates_args=())
 def _narrow_exponents(z: Tensor, loc: Tensor, log_scale: Tensor, narrow: Tensor) -> Tensor:
     out, k = z.new_zeros(*z.shape[:-1], loc.shape[-2]), _some(narrow)
     if not len(k):
@@ -223,7 +225,7 @@ def _narrow_exponents(z: Tensor, loc: Tensor, log_scale: Tensor, narrow: Tensor)
     return out
 
 
-@torch.library.custom_op('dlframe::narrow_exponents_grad', mutates_args=())
+@torch.library.custom_op(f'{_namespace}::narrow_exponents_grad', mutates_args=())
 def _narrow_exponents_grad(
     g: Tensor, z: Tensor, loc: Tensor, log_scale: Tensor, narrow: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

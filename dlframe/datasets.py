@@ -32,16 +32,22 @@ def _takes(name):
     if name in own_sets: return list(inspect.signature(own_sets[name].__init__).parameters)[1:]
     import torchvision.datasets as sets
     ours = list(inspect.signature(TorchvisionImages.__init__).parameters)[2:-1] # all but `self`, `name` and `options`
-    said = {'self', 'download', 'transform', 'target_transform', 'transforms', 'kwargs', *ours} # elsewhere
+    if name != 'ImageFolder': ours.remove('split_folders')
+    of_splits = {option for ask in torchvision_sets[name].values() for option in ask}
+    said = {'self', 'download', 'transform', 'target_transform', 'transforms', 'kwargs', *of_splits, *ours} # elsewhere
     return [*ours, *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in said)]
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def targets(
     data:Data # A data set with `y`
 ) -> dict[str, int]: # `{'classes': 10}`, `{'dim': 10}` or `{'attributes': 40}`: an argument of `dlframe.architectures.predictor`
-    "The kind and the number of targets; opens the first split"
+    "The kind and the number of targets; opens the first split; raises `InvalidValue` for one-hot labels and other shapes"
     split = data[data.splits[0]]
     y = split.tensors['y'] if hasattr(split, 'tensors') else split.take(torch.arange(min(100, len(split))))['y']
-    if not y.is_floating_point(): return {'classes': getattr(data, 'n_classes', int(y.max()) + 1)}
-    if y.ndim != 2: raise InvalidValue(f"`y` must be labels, or hold a row of numbers for each picture, got shape {tuple(y.shape)}")
-    return {'attributes' if ((y == 0) | (y == 1)).all() else 'dim': y.shape[1]}
+    if y.ndim == 1 and not y.is_floating_point(): return {'classes': getattr(data, 'n_classes', int(y.max()) + 1)}
+    if y.ndim != 2: raise InvalidValue(f"`y` must be labels, or hold a row of numbers for each picture, got shape {tuple(y.shape)} of {y.dtype}")
+    if y.dtype is torch.int64: raise InvalidValue(f"`y` must hold real numbers if it has a row for each picture, got shape {tuple(y.shape)} of int64: return `y.float()`")
+    binary = bool(((y == 0) | (y == 1)).all())
+    if binary and y.shape[1] > 1 and len(y) > 1 and (y.sum(1) == 1).all():
+        raise InvalidValue(f"`y` must hold labels if it has one 1 in each row, got one-hot rows of {y.shape[1]} columns: return `y.argmax(1)`")
+    return {'attributes' if binary else 'dim': y.shape[1]}

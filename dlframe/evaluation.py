@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Evaluator', 'fixed_randomness', 'observe', 'prepared', 'batches', 'as_model', 'Terms', 'ELBO', 'parts',
-           'LogLikelihood', 'BitsPerDimension', 'AnnealedLogLikelihood', 'LatentRecovery', 'as_images',
+           'LogLikelihood', 'BitsPerDimension', 'AnnealedLogLikelihood', 'AnnealingGap', 'LatentRecovery', 'as_images',
            'require_sampling', 'Reconstructions', 'PriorSamples', 'named', 'numbers']
 
 # %% ../nbs/32_evaluation.ipynb #60c34106
 import math
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .annealing import annealed_log_weights, check_annealing, temperatures
+from dlframe.annealing import (
+    annealed_log_weights, bidirectional_bounds, check_annealing, effective_samples,
+    few_samples, log_mean_error, mean_error, simulated, temperatures,
+)
 from .checks import InvalidType, InvalidValue, known, whole
 from .distributions import Delta, validation
 from .entries import Entry, Scalar, Scalars, grid
@@ -256,7 +260,7 @@ class BitsPerDimension(LogLikelihood):
 
 # %% ../nbs/32_evaluation.ipynb #d5cbb026
 class AnnealedLogLikelihood(LogLikelihood):
-    "An estimate of $\\log p(x)$ by annealed importance sampling, nats per sample, and the share of steps accepted"
+    "An estimate of $\\log p(x)$ by annealed importance sampling, nats per sample, its standard error, and the share of steps accepted"
     quantity, needs = 'annealed_log_likelihood', (Decodes,)
 
     def __init__(self,
@@ -276,15 +280,89 @@ class AnnealedLogLikelihood(LogLikelihood):
 
     def check(self, optimization):
         Evaluator.check(self, optimization) # it may have a `Delta` for a posterior, and does not look at it
-        if getattr(p := prior_of(optimization.model, self.label), 'estimated', False): raise InvalidType(f"`prior` must have a density that is the same each time for {self.label}, got {type(p).__name__}, whose is estimated")
+        _require_exact_density(optimization.model, self.label)
 
     def evaluate(self, optimization):
-        accepted = []
+        accepted, weights = [], []
         def weigh(x, n):
             log_weights, share = annealed_log_weights(optimization.model, x, n, **self.options)
             accepted.append(share.repeat(n))
+            weights.append(log_weights)
             return log_weights
-        return Scalars({'number': self.bounds(optimization, weigh).mean().item(), 'acceptance': torch.cat(accepted).mean().item()})
+        found = self.bounds(optimization, weigh)
+        n_parts = len(parts(self.n_samples, self.batch_size)) # of the chains of a batch
+        chains = [torch.cat(weights[i:i + n_parts]) for i in range(0, len(weights), n_parts)]
+        acceptance = torch.cat(accepted).mean().item()
+        return Scalars({'number': found.mean().item(), 'acceptance': acceptance, **self.errors(found, chains)})
+
+    def errors(self,
+        found:Tensor, # The estimate of each row, `[n]`
+        chains:list[Tensor] # Logarithms of weights, `[n_chains, rows]`, of the same rows in batches
+    ) -> dict[str, float]: # Nats, numbers and shares
+        "Errors of chains and of rows; warns where there are too few effective chains"
+        of_rows = torch.cat([log_mean_error(weights) for weights in chains])
+        effective = torch.cat([effective_samples(weights) for weights in chains])
+        unreliable = (effective < few_samples).double().mean().item()
+        if unreliable > .1:
+            few = f'fewer than {few_samples:g} effective chains in {unreliable:.0%} of the rows'
+            advice = 'standard errors cannot be trusted, take more steps or chains'
+            warnings.warn(f'{self.label}: {few}; {advice}', stacklevel=2)
+        return {
+            'standard_error': mean_error(of_rows).item(),
+            'row_error': of_rows.square().mean().sqrt().item(),
+            'sampling_error': _sampling_error(found),
+            'effective_samples': effective.mean().item(),
+            'unreliable': unreliable,
+        }
+
+def _sampling_error(found):
+    "The standard error of the mean of independent rows; infinite for one row, or one not finite"
+    if len(found) < 2 or not found.isfinite().all(): return math.inf
+    return found.double().std().item()/len(found)**.5
+def _require_exact_density(model, who):
+    p = prior_of(model, who)
+    if getattr(p, 'estimated', False): raise InvalidType(f"`prior` must have a density that is the same each time for {who}, got {type(p).__name__}, whose is estimated")
+
+# %% ../nbs/32_evaluation.ipynb #7a5e3203
+class AnnealingGap(Evaluator):
+    "Bounds on $\\log p(x)$ from below and above for data that the model makes, nats per sample, and the gap between them"
+    quantity, needs, needs_density = 'annealing_gap', (Decodes,), True
+
+    def __init__(self,
+        n:int=100, # Rows, made anew by each model
+        batch_size:int=1024, # Rows times chains at a time, but at least one row
+        fixed:bool=True, # The same noise at each look?
+        n_chains:int=16, # Chains for each row and direction
+        n_steps:int=500, # Between prior and posterior
+        n_leaps:int=10, # Decodings for each step
+        size:float=.1, # Of the first leaps, in units of the latents
+        schedule:str='sigmoid' # Of the steps, or `'linear'`
+    ):
+        super().__init__('', whole('n', n), batch_size, fixed)
+        self.n_chains = whole('n_chains', n_chains)
+        check_annealing(None, n_chains, n_leaps, size)
+        temperatures(n_steps, schedule)
+        self.options = {'n_steps': n_steps, 'n_leaps': n_leaps, 'size': size, 'schedule': schedule}
+
+    def check(self, optimization):
+        super().check(optimization)
+        _require_exact_density(optimization.model, self.label)
+
+    def evaluate(self, optimization):
+        model, found = optimization.model, []
+        for rows in parts(self.n, max(1, self.batch_size//self.n_chains)):
+            z, x = simulated(model, rows)
+            bounds = bidirectional_bounds(model, z, x, self.n_chains, **self.options)
+            found.append([*bounds[:2], bounds.gap, bounds.effective_samples, bounds.acceptance])
+        lower, upper, gap, effective, acceptance = (torch.cat(column).double() for column in zip(*found))
+        return Scalars({
+            'gap': gap.mean().item(),
+            'standard_error': _sampling_error(gap),
+            'lower': lower.mean().item(),
+            'upper': upper.mean().item(),
+            'acceptance': acceptance.mean().item(),
+            'effective_samples': effective.mean().item(),
+        })
 
 # %% ../nbs/32_evaluation.ipynb #a688e61b
 class LatentRecovery(Evaluator):

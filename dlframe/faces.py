@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from .checks import InvalidValue, MissingFile, known, whole
 from .data import Data, Items
 from .devices import find_device
-from .images import fetch
+from .images import as_bytes, fetch
 
 # %% ../nbs/23_faces.ipynb #da8cec49
 attribute_names = tuple('''5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair Blurry Brown_Hair
@@ -160,7 +160,8 @@ def crop_picture(
 ) -> Tensor: # Bytes, `[3, pixels, pixels]`
     "Cut the middle and resize it"
     left, top = [(side - crop)//2 for side in picture.size]
-    picture = picture.convert('RGB').crop((left, top, left + crop, top + crop)).resize((pixels, pixels), Image.Resampling.BILINEAR)
+    picture = as_bytes(picture, getattr(picture, 'filename', '') or 'the picture').convert('RGB')
+    picture = picture.crop((left, top, left + crop, top + crop)).resize((pixels, pixels), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 def crop_landmarks(
@@ -208,6 +209,7 @@ class _Mirrored(Dataset):
 class CelebA(Data):
     "Faces: 162,770 to train, 19,867 to validate, 19,962 to test; read as they are needed"
     attribute_names, landmark_names = attribute_names, landmark_names
+    white_level = {'x': 255}
 
     def __init__(self,
         target:str='attributes', # What `y` is: `'attributes'`, 0 or 1, `[40]`; `'landmarks'`, fractions of the cropped picture, `[10]`; or one attribute by its name, a class number

@@ -6,7 +6,7 @@
 __all__ = ['listed', 'Damaged', 'digest', 'checksums', 'verify', 'save_whole', 'room', 'cannot_write', 'sweep', 'keep_previous']
 
 # %% ../nbs/08_files.ipynb #b78be3b7
-import hashlib, os, re, shutil
+import hashlib, os, re, shutil, stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +70,22 @@ def _replace(new, path):
 
 def _aside(path): return path.with_name(f'.{path.name}.{os.getpid()}.part')
 
+def _new_mode(path):
+    "The mode that the umask gives to a new file beside `path`; asked of a file, for the umask is the process's and cannot be read without being set"
+    probe = path.with_name(f'.{path.name}.mode.part')
+    probe.touch()
+    try: return stat.S_IMODE(probe.stat().st_mode)
+    finally: probe.unlink(missing_ok=True)
+
+def _set_mode(new, path):
+    "Give a file the mode of the file that it replaces, or that of a new file if a library has kept it from all others"
+    found = new.stat()
+    if found.st_nlink > 1: return # a link is another name of a file that has its mode
+    mode = wanted = stat.S_IMODE(found.st_mode)
+    if path.exists(): wanted = stat.S_IMODE(path.stat().st_mode)
+    elif not mode & 0o077: wanted = _new_mode(new)
+    if wanted != mode: new.chmod(wanted)
+
 def _listing(home, name, added):
     "Put a checksum first among those of a name, and keep the one before"
     sums = checksums(home)
@@ -77,6 +93,7 @@ def _listing(home, name, added):
     lines, new = [f'{s}  {n}\n' for n, found in sorted(sums.items()) for s in found], _aside(home/listed)
     try:
         new.write_text(''.join(lines), encoding='utf-8')
+        _set_mode(new, home/listed)
         _sync(new)
         _replace(new, home/listed)
     finally: new.unlink(missing_ok=True)
@@ -92,6 +109,7 @@ def save_whole(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save(new)
+        _set_mode(new, path)
         _sync(new)
         if home: _listing(Path(home), path.relative_to(home).as_posix(), digest(new))
         _replace(new, path)

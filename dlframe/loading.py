@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .callbacks import read_checkpoint
+from .callbacks import read_checkpoint, save_weights
 from .checks import InvalidType, InvalidValue, MissingFile, known, shortened, shown
 from .data import Data
 from .devices import find_device
@@ -220,7 +220,7 @@ def curves(
     for ax, name in zip(axes[0], names):
         for column in (c for c in table.columns if c.split('/', 1)[-1] == name and not c.startswith('seconds/')):
             kept = table[[x, column]].dropna()
-            ax.plot(kept[x], kept[column], label=column.split('/')[0], lw=1)
+            ax.plot(kept[x], kept[column], label=column.split('/')[0], lw=1, marker='o' if len(kept) == 1 else None, ms=3) # final numbers are one point
         ax.set(title=name, xlabel=x)
     axes[0][0].set_ylabel('nats per sample'), axes[0][-1].legend()
     fig.tight_layout()
@@ -339,7 +339,7 @@ def export_hub(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.') as new:
         new = Path(new)/'model'
         new.mkdir()
-        safetensors.torch.save_model(left.model, str(new/'model.safetensors'))
+        save_weights(left.model, new/'model.safetensors')
         write({**left.manifest, 'made': made}, new/'manifest.json')
         write({'architectures': [type(left.model).__name__], 'model_type': 'dlframe', 'model': left.manifest['model']}, new/'config.json')
         shutil.copyfile(left.folder/'metrics.csv', new/'metrics.csv')

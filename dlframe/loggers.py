@@ -337,7 +337,7 @@ def finalize(self:WandbLogger, status):
 @patch
 def close(self:WandbLogger):
     if not self.run: return
-    with suppress(OSError): self.upload('metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt')
+    with suppress(OSError): self.upload('manifest.json', 'metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt')
     hush(**{'silent': True} if self.told else {}) # W&B would say it again
     if not finish(self.run, ends.get(self.status, 1)):
         self.tell(f'{self.run.settings.base_url} did not take everything')

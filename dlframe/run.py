@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['notes', 'circumstances', 'keep_code', 'Run', 'files_of', 'where_found', 'quiet_lightning', 'rehearse',
            'require_compiler', 'started_from', 'forked', 'Begin', 'check_launch', 'settings_kept', 'at_prompt',
-           'Unfinished', 'Live', 'refuse_note', 'changed_manifest', 'rerun', 'lineage', 'main']
+           'Unfinished', 'read_results', 'write_results', 'Live', 'refuse_note', 'changed_manifest', 'add_results',
+           'rerun', 'lineage', 'main']
 
 # %% ../nbs/42_run.ipynb #a2b08201
 import argparse, inspect, json, logging, os, platform, re, secrets, shlex, shutil, signal, subprocess, sys, threading, time, warnings
@@ -13,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing.util import Finalize
+from numbers import Real
 from pathlib import Path
 
 import pytorch_lightning as pl
-import safetensors.torch
 import torch
 from fastcore.basics import patch
 from pytorch_lightning.strategies import DDPStrategy
@@ -24,15 +25,15 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from . import __version__
-from .callbacks import Checkpoint, Evaluate, Interrupt, LogTerms, Progress, StopAfter, WholeFiles, newest, read_checkpoint, watched
+from .callbacks import Checkpoint, Evaluate, FinalResults, Interrupt, LogTerms, Progress, StopAfter, StopEarly, WholeFiles, newest, read_checkpoint, save_weights, watched, why_early
 from .checks import InvalidType, InvalidValue, MissingFile, Refusal, UnknownName, known, shortened, shown, whole
 from .devices import find_device, keep_device
 from .distributions import validation
-from .entries import Figure
-from .evaluation import batches, observe
+from .entries import Figure, Scalar
+from .evaluation import Evaluator, batches, named, observe
 from .files import save_whole, verify
-from .loading import curves, find_folder, load_weights
-from .loggers import Loggers, logger as make_logger, read_metrics
+from .loading import curves, find_folder, load, load_weights
+from .loggers import FileLogger, Loggers, apart, logger as make_logger, read_metrics
 from .models import Plays, check_terms
 from .optimization import Optimization, mark_trained, trained_before
 from .server import report
@@ -82,12 +83,15 @@ class Run(Part):
         save_every:str='1 minute', # How often a checkpoint is written
         callbacks:Sequence[pl.Callback]=(), # Others, of Lightning, made with `make`
         trainer:dict|None=None, # Other arguments of the Lightning `Trainer`
-        parameters:dict|None=None # What `parameters()` gave, to be kept
+        parameters:dict|None=None, # What `parameters()` gave, to be kept
+        tests:Sequence[Evaluator]=() # What is measured once, when training is over; its numbers are logged and are the `results` of the manifest
     ):
         for argument, value, kind in [('optimization', optimization, Optimization), ('trainer', trainer or {}, Mapping), ('name', name or '', str),
-                                      ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations)]:
+                                      ('evaluations', evaluations, (list, tuple)), *(('evaluations', e, Evaluate) for e in evaluations), ('tests', tests, (list, tuple)), *(('tests', e, Evaluator) for e in (tests if isinstance(tests, (list, tuple)) else ()))]:
             if not isinstance(value, kind): raise InvalidType(f"`{argument}` must be of type {getattr(kind, '__name__', 'list')}, got {shown(value)}")
         self.optimization, self.evaluations, self.callbacks, self.trainer = optimization, list(evaluations), list(callbacks), dict(trainer or {})
+        self.tests = list(tests)
+        FinalResults(self.tests) # whose names must differ
         self.train_for, self.project, self.parameters = duration(train_for, 'train_for'), project, dict(parameters or {})
         self.log_every, self.save_every, self.seed = duration(log_every, 'log_every'), duration(save_every, 'save_every'), whole('seed', seed, least=0)
         for argument in 'train_for', 'log_every', 'save_every': check_unit(getattr(self, argument), optimization.counters, argument)
@@ -184,11 +188,16 @@ def begin(self:Run,
     for e in self.evaluations:
         e.evaluator.check(o)
         if e.trigger: check_unit(e.trigger.every, o.counters, f'every of {e.name}')
+    for e in self.tests: e.check(o)
+    for callback in self.callbacks:
+        if isinstance(callback, StopEarly): callback.check(o, [LogTerms(self.log_every), *self.evaluations])
     if o.compile_model: require_compiler()
     rehearse(o)
     self.recorded = self.manifest()
     if not resumed: self.note_earlier_training()
-    if resumed: save_whole(lambda path: write(resumed, path), folder/'manifest.json', folder)
+    if resumed:
+        resumed = {k: v for k, v in resumed.items() if k != 'results'} # of weights that train on
+        save_whole(lambda path: write(resumed, path), folder/'manifest.json', folder)
     else: self.make_folder()
     (folder/'checkpoints/model.safetensors').unlink(missing_ok=True) # a finished run may be given more time
     record(folder, 'running')
@@ -271,7 +280,7 @@ def make_trainer(self:Run) -> pl.Trainer: # Lightning's, for this machine
     "Callbacks and machine, as Lightning wants them"
     device, trial = find_device(), int(self.trainer.get('fast_dev_run', 0)) # Lightning's would log and save nothing
     train_for = Duration(trial, 'steps') if trial else self.train_for
-    callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for, self.__dict__.get('over', False)), Checkpoint(self.save_every), Progress(train_for)]
+    callbacks = [Begin(self), Interrupt(), LogTerms(self.log_every, self.log_reduce), *self.evaluations, *self.callbacks, StopAfter(train_for, self.__dict__.get('over', False)), Checkpoint(self.save_every), FinalResults(self.tests), Progress(train_for)]
     options = {'accelerator': device.accelerator, 'devices': device.devices, 'precision': device.precision, 'strategy': device.strategy,
                'num_sanity_val_steps': 0, 'enable_model_summary': False, **self.trainer, 'fast_dev_run': False}
     options['plugins'] = [WholeFiles(self.folder), *(self.trainer.get('plugins') or [])]
@@ -369,14 +378,13 @@ def end(self:Run,
     "Write the weights, or say how to go on"
     if not trainer.is_global_zero: return
     o, weights = self.optimization, self.folder/'checkpoints/model.safetensors'
-    def save(path):
-        try: safetensors.torch.save_model(o.model, str(path))
-        except safetensors.SafetensorError as e: raise OSError(str(e)) from e # which can only be the disk
     if o.interrupted:
         self.logger.finalize('stopped' if o.stopped_by == signal.SIGTERM and find_trial() else 'preempted' if o.stopped_by else 'interrupted') # an agent stops what is not worth going on
         record(self.folder, 'interrupted', steps=o.counters['steps'], signal=o.stopped_by and signal.Signals(o.stopped_by).name)
         print(f'stopped {self.progress()}; go on with: {self.how_to_resume()}', flush=True)
-    else: save_whole(save, weights, self.folder)
+    else:
+        save_weights(o.model, weights, self.folder)
+        if results := self.results(trainer): write_results(self.folder, results)
 
 @patch
 def close(self:Run,
@@ -385,7 +393,9 @@ def close(self:Run,
     "Let the loggers hand on what they have, then say that the run is finished: one that is killed while it uploads goes on with that"
     try: self.logger.close()
     finally:
-        if complete: record(self.folder, 'finished', steps=self.optimization.counters['steps'])
+        if complete:
+            early = read_results(self.folder).get('stopped_early')
+            record(self.folder, 'finished', steps=self.optimization.counters['steps'], **({'stopped_early': early} if early else {}))
 
 @patch
 def failed(self:Run,
@@ -441,6 +451,34 @@ def require_finished(self:Run) -> 'Run': # Itself
     if not mine: raise Unfinished('`run` must be trained first, got one that has not begun: run.fit()')
     if self.done: raise Unfinished(f"`run` must be the one that Run.resume returned, got one that stopped {self.progress()}, where its folder has {there} steps: run.recall() takes them up")
     raise Unfinished(f"`run` must be finished, got one that stopped {self.progress()}; go on with: {self.how_to_resume()}")
+
+# %% ../nbs/42_run.ipynb #e2acc35b
+@patch
+def results(self:Run,
+    trainer:pl.Trainer # After training
+) -> dict: # Plain data; empty if there is nothing to report
+    "What was measured when training was over, and why it was over early"
+    o, end = self.optimization, self.train_for
+    found = next((c.numbers for c in trainer.callbacks if isinstance(c, FinalResults)), {})
+    numbers = {name: value for name, value in found.items() if not name.startswith('seconds/')}
+    early = why_early(trainer) if o.counters[end.unit] < end.amount else None
+    told = {**numbers, **({'stopped_early': early} if early else {})}
+    return {'weights': 'last', 'steps': o.counters['steps'], **told} if told else {}
+
+def read_results(
+    folder:Path # Of a run
+) -> dict: # `weights`, `steps`, and numbers by logged name; empty if there are none
+    "The results in a manifest"
+    found = read(verify(folder/'manifest.json')).get('results')
+    return dict(found) if isinstance(found, Mapping) else {}
+
+def write_results(
+    folder:Path, # Of a run
+    results:Mapping # Plain data
+) -> None:
+    "Put results into the manifest"
+    manifest = {**read(verify(folder/'manifest.json')), 'results': dict(results)}
+    save_whole(lambda path: write(manifest, path), folder/'manifest.json', folder)
 
 # %% ../nbs/42_run.ipynb #7907b5db
 @patch
@@ -620,6 +658,37 @@ def _built(manifest, packages):
     if not isinstance(run, Run): raise InvalidValue(f"`run` must describe a run, got {shown(run)}")
     return run
 
+# %% ../nbs/42_run.ipynb #4665f7d0
+def add_results(
+    run:str|Path, # The folder of a finished run
+    found:Sequence[Evaluator]|Mapping[str, float], # What to measure with its weights; or numbers found with them, by name: `{'test/energy_distance': .1}`
+    packages:Iterable[str]=() # Packages to trust besides `dlframe.specs.allowed_packages`
+) -> dict: # All results of the run
+    "Log numbers at the last step of a finished run, and add them to the results in its manifest; boards such as TensorBoard do not get them"
+    folder = find_folder(run)
+    with _claimed(folder):
+        if state(folder) != 'finished': raise InvalidValue(f"`run` must be finished to have results, got {folder}, which is {state(folder) or 'no run'}")
+        left = load(folder, packages=packages)
+        numbers = dict(found) if isinstance(found, Mapping) else {k: v for look in map(Evaluate, found) for k, v in _numbers(look, left).items()}
+        for name, value in numbers.items(): _check_result(name, value, left.counters)
+        logger = FileLogger()
+        logger.counters = lambda: left.counters
+        logger.start(folder, left.manifest, '')
+        for name, value in numbers.items(): logger.log(name, Scalar(float(value)), left.counters)
+        logger.finalize('success')
+        before = read_results(folder) or {'weights': 'last', 'steps': left.counters['steps']}
+        write_results(folder, {**before, **{k: float(v) for k, v in numbers.items()}})
+        return read_results(folder)
+
+def _numbers(look, left):
+    entries = named(look.evaluator, left, look.name)
+    return {k: v for name, entry in entries.items() for k, v in entry.numbers(name).items()}
+
+def _check_result(name, value, counters):
+    "Raise `InvalidValue` or `InvalidType` for what cannot be logged under that name"
+    if not isinstance(name, str) or '/' not in name or apart(name, counters) != name: raise InvalidValue(f"`found` must have names like 'test/loss', got {shown(name)}")
+    if isinstance(value, bool) or not isinstance(value, Real): raise InvalidType(f"`found` must be evaluators, or numbers by name, got {shown(value)} for {name!r}")
+
 # %% ../nbs/42_run.ipynb #d5698278
 @patch
 def take_up(self:Run) -> 'Run': # Finished
@@ -647,7 +716,8 @@ def recall(self:Run) -> 'Run': # As it was after training
 def _changed(was, now, path):
     "The first place where plain data differ, and what is there"
     if not (isinstance(was, Mapping) and isinstance(now, Mapping)): return None if json.dumps(was) == json.dumps(now) else (path, was, now)
-    return next(filter(None, (_changed(was.get(k), now.get(k), f'{path}.{k}') for k in {**was, **now})), None)
+    newer = [k for k in now if 'cls' in was and k not in was and not now[k]] # arguments that an earlier release did not have, and that are not used
+    return next(filter(None, (_changed(was.get(k), now.get(k), f'{path}.{k}') for k in {**was, **now} if k not in newer)), None)
 
 def _of_main(text):
     "A manifest's text, with classes of the script that runs under the name that earlier releases gave them"

@@ -19,14 +19,63 @@ from .checks import InvalidType, InvalidValue, shown, wholes
 from .distributions import DiagonalNormal
 
 # %% ../nbs/04_tensor_rings.ipynb #9eedb0cd
-def _scaled(matrices):
-    "`matrices`, `[..., r, s]`, each divided by its largest entry, and the logarithms of those, `[...]`"
-    largest = matrices.detach().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(matrices.dtype).tiny)
-    return matrices/largest, largest[..., 0, 0].log()
+class _Numbers:
+    "Nonnegative matrices as numbers, up to a factor"
+    @staticmethod
+    def of(entries): return entries
 
-def _times(a, b):
-    "`a @ b`, as precise as they are"
-    with torch.autocast(a.device.type, enabled=False): return a @ b
+    @staticmethod
+    def rescaled(matrices):
+        "Each of `matrices`, `[..., r, s]`, divided by its largest entry, and that one's logarithm"
+        largest = matrices.detach().amax((-2, -1), keepdim=True)
+        divisor = largest.clamp_min(torch.finfo(matrices.dtype).tiny)
+        return matrices/divisor, largest[..., 0, 0].log()
+
+    @staticmethod
+    def rescaled_whole(matrices):
+        "`matrices` divided by the largest entry of all"
+        return matrices/matrices.detach().amax()
+
+    @staticmethod
+    def numbers(entries): return entries
+
+    @staticmethod
+    def summed(cores):
+        "The sums of the matrices of cores, `[..., d, r, s]`, divided by their largest entries"
+        return _Numbers.rescaled(cores.sum(-3))[0]
+
+    @staticmethod
+    def times(a, b):
+        "`a @ b`, as precise as they are"
+        with torch.autocast(a.device.type, enabled=False): return a @ b
+
+    @staticmethod
+    def mixed(log_weights, slices):
+        "Weighted sums of `slices`, `[..., d, r, s]`, and the logarithms of factors left out"
+        shift = log_weights.detach().amax(-1, keepdim=True)
+        sums = _Numbers.times((log_weights - shift).exp(), slices.flatten(-2))
+        return sums.unflatten(-1, slices.shape[-2:]), shift[..., 0]
+
+    @staticmethod
+    def log_trace(a, b=None):
+        "Logarithm of the trace of `a`, or of `a @ b`, of which only the diagonal is computed"
+        if b is None: return a.diagonal(dim1=-2, dim2=-1).sum(-1).log()
+        return (a*b.mT).sum((-2, -1)).log()
+
+    @staticmethod
+    def traces(around, slices):
+        "The traces of `around @ slice`, `[..., d]`, for all `slices`, `[d, r, r]`"
+        return _Numbers.times(around.mT.flatten(-2), slices.flatten(1).T)
+
+    @staticmethod
+    def masses(log_weights, traces):
+        "Weights times traces, up to a factor"
+        return (log_weights - log_weights.detach().amax(-1, keepdim=True)).exp()*traces
+
+    @staticmethod
+    def log_masses(log_weights, traces):
+        "Their logarithms; the traces of padding are 0, and so are its weights"
+        return log_weights + traces.clamp_min(torch.finfo(traces.dtype).tiny).log()
 
 # %% ../nbs/04_tensor_rings.ipynb #e69d164a
 def _pairing(n):
@@ -41,21 +90,121 @@ def _paired(rows):
     return torch.stack([rows[k] for k in _pairing(len(rows))])
 
 # %% ../nbs/04_tensor_rings.ipynb #ee50262a
-def _log_trace(matrices):
-    "Logarithm of the trace of a product of positive matrices, in range as any two multiplied are, `[m, ..., r, r]` in the order of `_pairing`: `[...]`"
-    logs = 0.
+def _precise(logs):
+    "In float64, if the device has it"
+    return logs if logs.device.type == 'mps' else logs.double()
+
+def _log_trace(matrices, arithmetic=_Numbers):
+    "Logarithm of the trace of a product of nonnegative matrices, `[m, ..., r, r]` in the order of `_pairing`: `[...]`"
+    logs = _precise(matrices.new_zeros(()))
     while len(matrices) > 2:
         half = len(matrices)//2
         left, right, rest = matrices.split([half, half, len(matrices) - 2*half])
-        products, log = _scaled(_times(left, right))
-        matrices, logs = torch.cat([products, rest]) if len(rest) else products, logs + log.sum(0)
-    if len(matrices) == 2: trace = (matrices[0]*matrices[1].mT).sum((-2, -1)) # the last product is needed on its diagonal only
-    else: trace = matrices[0].diagonal(dim1=-2, dim2=-1).sum(-1)
-    return logs + trace.clamp_min(torch.finfo(trace.dtype).tiny).log()
+        products, log = arithmetic.rescaled(arithmetic.times(left, right))
+        matrices = torch.cat([products, rest]) if len(rest) else products
+        logs = logs + _precise(log).sum(0)
+    return logs + arithmetic.log_trace(*matrices)
+
+# %% ../nbs/04_tensor_rings.ipynb #5a1c0e04
+def _reach(dtype, rank):
+    "Largest difference of the logarithms of a core with which products in `dtype` are exact"
+    numbers = torch.finfo(dtype)
+    return (math.log(numbers.eps) - math.log(numbers.tiny) - math.log(rank))/3
+
+# %% ../nbs/04_tensor_rings.ipynb #5a1c0e07
+def _log_sum(logs, dim):
+    "`logsumexp`, whose gradient is 0 where all of `logs` are minus infinity"
+    largest = logs.detach().amax(dim, keepdim=True)
+    largest = largest.where(largest != -math.inf, 0.)
+    total = (logs - largest).exp().sum(dim)
+    positive = total.clamp_min(torch.finfo(total.dtype).tiny)
+    return positive.log().where(total != 0, -math.inf) + largest.squeeze(dim)
+
+class _Logs:
+    "The operations of `_Numbers` on the logarithms of entries"
+    @staticmethod
+    def of(entries): return entries.where(entries != 0, 1.).log().where(entries != 0, -math.inf)
+
+    @staticmethod
+    def rescaled(matrices):
+        largest = matrices.detach().amax((-2, -1), keepdim=True)
+        return matrices - largest.where(largest != -math.inf, 0.), largest[..., 0, 0]
+
+    @staticmethod
+    def rescaled_whole(matrices): return matrices - matrices.detach().amax()
+
+    @staticmethod
+    def numbers(entries):
+        "Raises `ValueError` if entries, whose largest logarithm is 0, do not fit into numbers"
+        smallest = _largest(-entries.where(entries != -math.inf, 0.).amin()[None])[0]
+        if smallest > -math.log(torch.finfo(entries.dtype).tiny):
+            raise InvalidValue(
+                f"`cores` must give a subring that fits into {entries.dtype}, "
+                f"got entries of 1 and of e^{-smallest:.0f} in one core"
+            )
+        return entries.exp()
+
+    @staticmethod
+    def summed(cores): return _Logs.rescaled(_log_sum(cores, -3))[0]
+
+    @staticmethod
+    def times(a, b): return _log_sum(a[..., None] + b[..., None, :, :], -2)
+
+    @staticmethod
+    def mixed(log_weights, slices):
+        if log_weights.ndim > 1: slices = slices.unsqueeze(-4)
+        sums = _log_sum(log_weights[..., None, None] + slices, -3)
+        return sums, torch.zeros_like(log_weights[..., 0])
+
+    @staticmethod
+    def log_trace(a, b=None):
+        if b is None: return _log_sum(a.diagonal(dim1=-2, dim2=-1), -1)
+        return _log_sum(a + b.mT, (-2, -1))
+
+    @staticmethod
+    def traces(around, slices): return _log_sum(around.mT[..., None, :, :] + slices, (-2, -1))
+
+    @staticmethod
+    def masses(log_weights, traces):
+        logs = log_weights + traces
+        return (logs - logs.detach().amax(-1, keepdim=True)).exp()
+
+    @staticmethod
+    def log_masses(log_weights, traces): return log_weights + traces
+
+# %% ../nbs/04_tensor_rings.ipynb #5a1c0e10
+class _Largest(torch.autograd.Function):
+    "Calls `receive` with `x`, `[n]`, as numbers; under `torch.func.vmap` with the largest of all members"
+    @staticmethod
+    def forward(x, receive):
+        receive(x.reshape(-1, x.shape[-1]).amax(0).tolist())
+        return x.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): pass
+
+    @staticmethod
+    def vmap(info, in_dims, x, receive):
+        return _Largest.apply(x.movedim(in_dims[0], 0), receive), None
+
+def _largest(x):
+    "`x`, `[n]`, as a list of numbers, the largest of all members under `torch.func.vmap`"
+    found = []
+    _Largest.apply(x.detach(), found.append)
+    return found[0]
+
+def _extremes(cores):
+    "How far logarithms within one of `cores` are apart, and how far they or their sums are from 0"
+    if isinstance(cores, Tensor): rows = [cores.flatten(1)]
+    else: rows = [core.reshape(1, -1) for core in cores]
+    low = torch.cat([row.detach().amin(1) for row in rows]).log()
+    high = torch.cat([row.detach().amax(1) for row in rows]).log()
+    sums = high.amax() + math.log(max(map(len, cores)))
+    return _largest(torch.stack([(high - low).amax(), torch.maximum(sums, -low.amin())]))
 
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
 class TensorRing(Distribution):
-    "A distribution over multi-indices: the mass of (i_1, …, i_m) is the trace of a product of one matrix per index"
+    "A distribution over multi-indices: the mass of (i_1, …, i_m) is the trace of a product of one matrix per index. Entries of 0, refused where arguments are validated, count as constants"
     arg_constraints = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
@@ -72,6 +221,7 @@ class TensorRing(Distribution):
                 raise InvalidValue(f"`cores[{k}]` must have {before} rows, as many as the core before it has columns, got {core.shape[1]}")
         if not self.cores: raise InvalidValue("`cores` must have one core for each index, and at least one, got none")
         self.sizes, self.ranks = (tuple(c.shape[i] for c in self.cores) for i in (0, 1))
+        self.dtype = self.cores[0].dtype # of results
         super().__init__(event_shape=torch.Size([len(self.cores)]), validate_args=validate_args)
         if self._validate_args:
             for k, core in enumerate(self.cores):
@@ -79,49 +229,69 @@ class TensorRing(Distribution):
 
     def __repr__(self): return f'TensorRing(sizes={self.sizes}, ranks={self.ranks})'
 
+# %% ../nbs/04_tensor_rings.ipynb #5a1c0e11
+@patch
+def _stacked(self:TensorRing):
+    "All cores, `[m, d, r, r]`, if they have one shape, else the list of them"
+    return torch.stack(self.cores) if len({core.shape for core in self.cores}) == 1 else self.cores
+
+@patch
+def _representation(self:TensorRing, cores):
+    "Type of numbers, and arithmetic, in which the products of `cores` are exact"
+    own = torch.promote_types(self.dtype, torch.float32)
+    spread, farthest = _extremes(cores)
+    for dtype in [own] if self.cores[0].device.type == 'mps' else [own, torch.float64]:
+        wide = spread > _reach(dtype, max(self.ranks)) # False for NaN, which results then show
+        if not (wide or farthest > -math.log(torch.finfo(dtype).tiny)): return dtype, _Numbers
+    return dtype, _Logs
+
 # %% ../nbs/04_tensor_rings.ipynb #9d847bf0
 @patch
 def _slices(self:TensorRing):
-    "All matrices, `[m, d, r, r]`, filled up with zeros, each divided by its largest entry, and the logarithms of those, `[m, d]`"
-    d, r = max(self.sizes), max(self.ranks)
-    slices = torch.stack([F.pad(c, (0, r - c.shape[2], 0, r - c.shape[1], 0, d - c.shape[0])) for c in self.cores])
-    largest = slices.detach().amax((-2, -1), keepdim=True)
-    return slices/largest.clamp_min(torch.finfo(slices.dtype).tiny), largest[..., 0, 0].log()
+    "The arithmetic, all matrices, `[m, d, r, r]`, padded and rescaled, and the logarithms of their factors, `[m, d]`"
+    cores, d, r = self._stacked(), max(self.sizes), max(self.ranks)
+    dtype, arithmetic = self._representation(cores)
+    if cores is self.cores:
+        padded = [F.pad(c, (0, r - c.shape[2], 0, r - c.shape[1], 0, d - c.shape[0])) for c in cores]
+        cores = torch.stack(padded)
+    return arithmetic, *arithmetic.rescaled(arithmetic.of(cores.to(dtype)))
 
 # %% ../nbs/04_tensor_rings.ipynb #fd0c644c
-def _log_mass(slices, log_weights):
+def _log_mass(arithmetic, slices, log_weights):
     "Logarithm of the weighted sum over all indices, for `[m, n, d]` weights that hold the scale of `slices`: `[n]`"
-    shift = log_weights.detach().amax(-1, keepdim=True)
-    matrices = _times((log_weights - shift).exp(), slices.flatten(-2))
-    return shift.sum((0, -1)) + _log_trace(matrices.unflatten(-1, slices.shape[-2:]))
+    matrices, logs = arithmetic.mixed(log_weights, slices)
+    return _precise(logs).sum(0) + _log_trace(matrices, arithmetic)
 
 # %% ../nbs/04_tensor_rings.ipynb #ea253545
 @patch
 def _log_ratio(self:TensorRing, rows, log_weights):
     "Logarithm of the weighted sum over the unweighted one, for `rows`, `[n, m]`; `log_weights` turns `[m, n]`, in the order of `_pairing`, into `[m, n, d]`"
-    slices, scales = map(_paired, self._slices())
-    scales = scales[:, None]
-    n = 2**22//slices[:, 0].numel() if rows.device.type == 'cpu' else len(rows)
-    masses = [_log_mass(slices, scales + log_weights(_paired(block.T))) for block in rows.split(max(n, 1))]
-    return torch.cat(masses) - _log_mass(slices, scales)
+    arithmetic, slices, scales = self._slices()
+    slices, scales = _paired(slices), _paired(scales)[:, None]
+    size = slices[:, 0].numel()*slices.element_size()
+    if arithmetic is _Logs: size *= max(slices.shape[1:3]) # their sums are written out
+    n = 2**24//size if arithmetic is _Logs or rows.device.type == 'cpu' else len(rows)
+    masses = [_log_mass(arithmetic, slices, scales + log_weights(_paired(block.T))) for block in rows.split(max(n, 1))]
+    return torch.cat(masses) - _log_mass(arithmetic, slices, scales)
 
 # %% ../nbs/04_tensor_rings.ipynb #8706ea28
 @patch(as_prop=True)
 def log_normalizer(self:TensorRing) -> Tensor: # `[]`
     r"$\log Z$: the logarithm of the sum of all masses"
-    slices, scales = map(_paired, self._slices())
-    return _log_mass(slices, scales[:, None])[0]
+    arithmetic, slices, scales = self._slices()
+    return _log_mass(arithmetic, _paired(slices), _paired(scales)[:, None])[0].to(self.dtype)
 
 # %% ../nbs/04_tensor_rings.ipynb #1c80e26b
 @patch
 def log_prob(self:TensorRing,
     index:Tensor # Whole numbers from 0, `[..., m]`
-) -> Tensor: # Nats, `[...]`
+) -> Tensor: # Nats, `[...]`; minus infinity only where the mass is 0
     "Logarithms of probabilities; raises `ValueError` for another shape, or for a value that an index does not have"
     self._check_index(index)
     values = torch.arange(max(self.sizes), device=index.device)
-    picked = lambda columns: (columns[..., None] == values).to(self.cores[0].dtype).log()
-    return self._log_ratio(index.reshape(-1, len(self.sizes)), picked).reshape(index.shape[:-1])
+    picked = lambda columns: (columns[..., None] == values).to(torch.promote_types(self.dtype, torch.float32)).log()
+    found = self._log_ratio(index.reshape(-1, len(self.sizes)), picked)
+    return found.reshape(index.shape[:-1]).to(self.dtype)
 
 # %% ../nbs/04_tensor_rings.ipynb #b61d0a10
 @patch
@@ -138,48 +308,59 @@ def _check_shape(argument, value, shape):
 # %% ../nbs/04_tensor_rings.ipynb #689143ff
 @patch
 def _weighted(self:TensorRing, evidence):
-    "For each index its matrices `[d, r, r]`, the weights of its values and the weighted sum; `evidence` maps an index to logarithms of weights, `[..., d]`"
-    slices, scales = self._slices()
+    "The arithmetic, and for each index its matrices `[d, r, r]`, log-weights of its values and the weighted sum; `evidence` maps an index to logarithms of weights, `[..., d]`"
+    arithmetic, slices, scales = self._slices()
     logs = [scale + evidence[k] if k in evidence else scale for k, scale in enumerate(scales)]
-    weights = [(log - log.detach().amax(-1, keepdim=True)).exp() for log in logs]
-    return slices, weights, [_times(w, s.flatten(1)).unflatten(-1, s.shape[1:]) for w, s in zip(weights, slices)]
+    return arithmetic, slices, logs, [arithmetic.mixed(log, s)[0] for log, s in zip(logs, slices)]
 
 # %% ../nbs/04_tensor_rings.ipynb #62db3641
-def _products(matrices):
+def _products(matrices, arithmetic):
     "The products of none, one, two … of `matrices`, but never of all, up to a factor"
-    products = [torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype, device=matrices[0].device)]
-    for matrix in matrices[:-1]: products.append(_scaled(_times(products[-1], matrix))[0])
+    products = [arithmetic.of(torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype, device=matrices[0].device))]
+    for matrix in matrices[:-1]: products.append(arithmetic.rescaled(arithmetic.times(products[-1], matrix))[0])
     return products
 
 # %% ../nbs/04_tensor_rings.ipynb #d373a4a8
 @patch
-def _marginals(self:TensorRing):
-    "Probabilities of the values of each index, `[m, d]`, filled up with zeros"
-    slices, weights, matrices = self._weighted({})
-    heads, tails = _products(matrices), _products([m.mT for m in matrices[::-1]])[::-1]
-    masses = torch.stack([w*_times(s.flatten(1), _times(t.mT, h).mT.flatten()) for s, w, h, t in zip(slices, weights, heads, tails)])
-    return masses/masses.sum(-1, keepdim=True)
+def _log_marginals(self:TensorRing):
+    "Logarithms of the probabilities of the values of each index, `[m, d]`, filled up with minus infinity"
+    arithmetic, slices, weights, matrices = self._weighted({})
+    heads, tails = _products(matrices, arithmetic), _products([m.mT for m in matrices[::-1]], arithmetic)[::-1]
+    masses = []
+    for s, w, head, tail in zip(slices, weights, heads, tails):
+        traces = arithmetic.traces(arithmetic.times(tail.mT, head), s)
+        masses.append(arithmetic.log_masses(w, traces))
+    return torch.stack(masses).log_softmax(-1)
 
 @patch
 def marginals(self:TensorRing) -> list[Tensor]: # `[d_k]` each
     "The probabilities of each index by itself"
-    return [p[:d] for p, d in zip(self._marginals(), self.sizes)]
+    return [p[:d].exp().to(self.dtype) for p, d in zip(self._log_marginals(), self.sizes)]
 
 # %% ../nbs/04_tensor_rings.ipynb #6431e3a8
 @patch
 def subring(self:TensorRing,
     dims:Sequence[int] # Which indices, in any order
-) -> TensorRing: # Over these, from the first to the last
-    "What is left of the ring when all other indices are summed over"
+) -> TensorRing: # Over these, from the first to the last; its cores are float64 where products of this ring need it
+    "What is left of the ring when all other indices are summed over; raises `ValueError` if its cores do not fit into numbers"
     dims, m = sorted(_check_dims(dims, len(self.cores), 'indices')), len(self.cores)
-    cores, summed = [], [core.sum(0) for core in self.cores]
+    cores = self._stacked()
+    dtype, arithmetic = self._representation(cores)
+    if isinstance(cores, Tensor):
+        cores = arithmetic.of(cores.to(dtype))
+        summed = arithmetic.summed(cores)
+    else:
+        cores = [arithmetic.of(core.to(dtype)) for core in cores]
+        summed = [arithmetic.summed(core) for core in cores]
+    left = []
     for k, after in zip(dims, [*dims[1:], dims[0] + m]):
-        core = self.cores[k]
+        core = arithmetic.rescaled_whole(cores[k])
         for j in range(k + 1, after):
-            core = _times(core, summed[j % m])
-            core = core/core.detach().amax()
-        cores.append(core)
-    return TensorRing(cores, validate_args=False)
+            core = arithmetic.rescaled_whole(arithmetic.times(core, summed[j % m]))
+        left.append(arithmetic.numbers(core))
+    ring = TensorRing(left, validate_args=False)
+    ring.dtype = self.dtype
+    return ring
 
 # %% ../nbs/04_tensor_rings.ipynb #95d2ead0
 def _check_dims(dims, m, what):
@@ -194,16 +375,16 @@ def _check_dims(dims, m, what):
 @patch
 def _draw(self:TensorRing, shape, evidence):
     "Indices, `[*shape, m]`, and the logarithms of their probabilities, `[*shape]`, given `evidence` as in `_weighted`"
-    slices, weights, matrices = self._weighted(evidence)
-    heads, index, log_probs = _products(matrices), [], []
+    arithmetic, slices, weights, matrices = self._weighted(evidence)
+    heads, index, log_probs = _products(matrices, arithmetic), [], []
     tail = heads[0].expand(*shape, -1, -1)
     for s, w, head in zip(slices.flip(0), weights[::-1], heads[::-1]):
-        masses = w*_times(_times(tail, head).mT.flatten(-2), s.flatten(1).T)
+        masses = arithmetic.masses(w, arithmetic.traces(arithmetic.times(tail, head), s))
         drawn = masses.detach().reshape(-1, len(s)).multinomial(1).reshape(*shape, 1)
         log_probs.append((masses.gather(-1, drawn)/masses.sum(-1, keepdim=True)).log())
         index.append(drawn)
-        tail = _scaled(_times(s[drawn[..., 0]], tail))[0]
-    return torch.cat(index[::-1], -1), torch.cat(log_probs, -1).sum(-1)
+        tail = arithmetic.rescaled(arithmetic.times(s[drawn[..., 0]], tail))[0]
+    return torch.cat(index[::-1], -1), torch.cat(log_probs, -1).sum(-1).to(self.dtype)
 
 # %% ../nbs/04_tensor_rings.ipynb #8e4f028b
 @patch
@@ -275,7 +456,13 @@ def log_prob(self:RingMixture,
 ) -> Tensor: # Nats, `[...]`
     "Log-density of the mixture; raises `ValueError` for another shape"
     rows, normals = self._rows(z), DiagonalNormal(*(_paired(t)[:, None] for t in (self.loc, self.log_scale)), 0, validate_args=False)
-    return self.ring._log_ratio(rows.reshape(-1, len(self.loc)), lambda columns: normals.log_prob(columns[..., None])).reshape(rows.shape[:-1])
+    found = self.ring._log_ratio(rows.reshape(-1, len(self.loc)), lambda columns: normals.log_prob(columns[..., None]))
+    return found.reshape(rows.shape[:-1]).to(self._type_with(rows))
+
+@patch
+def _type_with(self:RingMixture, z):
+    "The type of results"
+    return torch.promote_types(torch.promote_types(z.dtype, self.loc.dtype), self.ring.dtype)
 
 @patch
 def _rows(self:RingMixture, z):
@@ -303,21 +490,27 @@ def log_marginals(self:RingMixture,
     z:Tensor # `[..., *event_shape]`
 ) -> Tensor: # Nats, `[..., m]`
     "Log-density of each latent by itself"
-    probs, normals = self.ring._marginals(), DiagonalNormal(self.loc, self.log_scale, 0, validate_args=False)
-    log_probs = probs.clamp_min(torch.finfo(probs.dtype).tiny).log().where(probs > 0, -math.inf)
-    return (log_probs + normals.log_prob(self._rows(z)[..., None])).logsumexp(-1)
+    normals = DiagonalNormal(self.loc, self.log_scale, 0, validate_args=False)
+    log_densities = normals.log_prob(self._rows(z)[..., None])
+    found = (self.ring._log_marginals() + log_densities).logsumexp(-1)
+    return found.to(self._type_with(z))
 
 # %% ../nbs/04_tensor_rings.ipynb #753ffd96
+@patch
+def _expected(self:RingMixture, values):
+    "The mean of `values`, `[m, d]`, over the places of each latent, `[*event_shape]`"
+    probs = self.ring._log_marginals().exp().to(self.ring.dtype)
+    return (probs*values).sum(-1).reshape(self.event_shape)
+
 @patch(as_prop=True)
 def mean(self:RingMixture) -> Tensor: # `[*event_shape]`
     "The mean of each latent, exactly"
-    return (self.ring._marginals()*self.loc).sum(-1).reshape(self.event_shape)
+    return self._expected(self.loc)
 
 @patch(as_prop=True)
 def variance(self:RingMixture) -> Tensor: # `[*event_shape]`
     "The variance of each latent, exactly"
-    moments = (2*self.log_scale).exp() + (self.loc - self.mean.reshape(-1, 1))**2
-    return (self.ring._marginals()*moments).sum(-1).reshape(self.event_shape)
+    return self._expected((2*self.log_scale).exp() + (self.loc - self.mean.reshape(-1, 1))**2)
 
 # %% ../nbs/04_tensor_rings.ipynb #2c9adffe
 @patch

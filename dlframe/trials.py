@@ -97,6 +97,7 @@ def open_storage(
     path = Path(str(url).removeprefix('sqlite:///')) if url else Path(folder)/'journal.log'
     if not make and not path.is_file() and '://' not in (url or '').removeprefix('sqlite:///'): raise MissingFile(f"`storage` must be the record of a sweep, got {path}, which is not there")
     try:
+        if make and path.parent.is_dir() and re.fullmatch(r'sqlite:///[^?:]+', str(url)): path.touch() # SQLite would give it mode 644, whatever the umask
         if not url: return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
         return optuna.storages.get_storage(url) if make else RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
     except Exception as e: # each kind of storage has errors of its own

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from jupyter_client import KernelManager
+from limits import PATIENCE
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 from tree import BIN, ROOT
@@ -38,7 +39,7 @@ class Jupyter:
         self.manager.start_kernel(cwd=str(folder), env=env)
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=120)
+        self.client.wait_for_ready(timeout=PATIENCE)
 
     def __enter__(self): return self
     def __exit__(self, *args): self.client.stop_channels(), self.manager.shutdown_kernel(now=True)
@@ -50,7 +51,7 @@ class Jupyter:
             self.heard.append(message)
             if message['msg_type'] == 'stream': said.append(message['content']['text'])
             listen(message)
-        reply = self.client.execute_interactive(source, allow_stdin=True, output_hook=hear, timeout=300)['content']
+        reply = self.client.execute_interactive(source, allow_stdin=True, output_hook=hear, timeout=PATIENCE)['content']
         return '' if reply['status'] == 'ok' else f"{reply['ename']}: {reply['evalue']}", ''.join(said)
 
     def run(self, cells, **values):
@@ -121,7 +122,7 @@ from dlframe.vae import VAE
 
 def stay(where, asked=lambda: False):
     "Here, the first time, until this kernel is asked to go, or killed"
-    here, end = Path(f'{run.folder}.stayed {where}'), time.monotonic() + 300
+    here, end = Path(f'{run.folder}.stayed {where}'), time.monotonic() + 1800 # a test that was killed does not come back
     if where not in stays or here.exists(): return
     here.write_text(str(os.getppid()))
     while here.read_text() != 'go' and not asked() and time.monotonic() < end: time.sleep(.01)

@@ -3,6 +3,7 @@ import getpass, os, re, shlex, shutil, signal, socket, subprocess, time
 from pathlib import Path
 
 from experiment import attentive
+from limits import PATIENCE
 
 CONF = '''ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -30,9 +31,9 @@ NodeName=localhost NodeAddr=127.0.0.1 NodeHostname={host} CPUs=32 RealMemory=131
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 '''
 
-def until(condition, seconds=120):
+def until(condition):
     "Wait for what `condition` gives"
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < end, 'it did not come'
         time.sleep(.1)
@@ -50,14 +51,14 @@ def free_ports(n):
 class Cluster:
     def hurry(self, job): pass
 
-    def wait(self, job, seconds=180):
+    def wait(self, job):
         "Until it has ended: states, and how often it was started again"
-        until(lambda: self.hurry(job) or all(s in ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT') for s, _ in self.jobs(job)), seconds)
+        until(lambda: self.hurry(job) or all(s in ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT') for s, _ in self.jobs(job)))
         return self.jobs(job)
 
     def again(self, job, restarts):
         "Until a job runs for another time"
-        until(lambda: self.hurry(job) or self.jobs(job) == [('RUNNING', restarts)], 60)
+        until(lambda: self.hurry(job) or self.jobs(job) == [('RUNNING', restarts)])
 
 class Slurm(Cluster):
     "Two daemons, a partition `gpu` of one node with seven GPUs that are none, no authentication"
@@ -70,7 +71,7 @@ class Slurm(Cluster):
         try:
             for words in ['slurmctld', '-D'], ['slurmd', '-D', '-N', 'localhost']:
                 with open(folder/f'{words[0]}.said', 'w') as said: self.processes.append(subprocess.Popen([program(words[0]), *words[1:]], env=self.env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=attentive))
-            until(lambda: self.ask('sinfo', '-h', '-o', '%t') == 'idle' or any(p.poll() is not None for p in self.processes), 30)
+            until(lambda: self.ask('sinfo', '-h', '-o', '%t') == 'idle' or any(p.poll() is not None for p in self.processes))
             assert all(p.poll() is None for p in self.processes), 'a daemon ended'
             self.called = f"Slurm {self.ask('sinfo', '-V').split()[-1]}, started for the tests"
         except (AssertionError, OSError) as e:

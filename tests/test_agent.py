@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from experiment import PAGE, attentive, environment, left, numbers, weights
+from limits import PATIENCE
 from optuna.trial import TrialState
 from tree import BIN, ROOT
 
@@ -40,17 +41,17 @@ def told(folder):
     "What each trial told, by the id of its run"
     return {f.parent.name: [json.loads(line) for line in f.read_text().splitlines()] for f in folder.glob('*/told')}
 
-def until(true, seconds=60, every=.02):
+def until(true, every=.02):
     "Wait for something that must come"
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not (found := true()):
         assert time.monotonic() < end, 'it did not come'
         time.sleep(every)
     return found
 
-def finish(agents, seconds=120):
+def finish(agents):
     "Exit statuses of agents that must come to an end"
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     try: return [a.wait(max(.1, end - time.monotonic())) for a in agents]
     finally:
         for a in agents: a.poll() is None and a.kill()
@@ -113,7 +114,7 @@ def test_asked_to_go(tmp_path, number):
     agent = start(file, folder, '--devices', 'cpu,cpu')
     until(lambda: [*map(bool, told(folder).values())] == [True]*2)
     agent.send_signal(number)
-    assert agent.wait(20) == 128 + number
+    assert agent.wait(PATIENCE) == 128 + number
     assert sorted(t.state.name for t in record(file, folder).all()) == ['WAITING']*2
     assert all('stopped' in lines[-1] for lines in told(folder).values())
     assert f'go on with: dlframe-agent beta.yaml {folder}' in said(file) and '2 trials save and stop' in said(file)
@@ -138,7 +139,7 @@ sys.exit(code)
 
 def test_asked_while_it_takes_a_trial(tmp_path):
     "It begins no other one, and this one, which it did not have yet when it was asked, is told too"
-    file, folder = sweep_file(tmp_path, ['sh', '-c', 'exec sleep 5', '${program}', '${args_json}']), tmp_path/'runs/beta'
+    file, folder = sweep_file(tmp_path, ['sh', '-c', 'exec sleep 3600', '${program}', '${args_json}']), tmp_path/'runs/beta'
     r = subprocess.run([sys.executable, '-c', ASKED, file.name, folder], cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert r.returncode == 128 + signal.SIGTERM, r.stdout + r.stderr
     assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
@@ -153,7 +154,7 @@ def test_warned_by_slurm(tmp_path, number, asked):
     agent = start(file, folder, SLURM_JOB_ID=7, SLURM_JOB_NAME='agents', PATH=f"{tmp_path/'bin'}{os.pathsep}{os.environ['PATH']}")
     until(lambda: any(told(folder).values()))
     agent.send_signal(number)
-    assert agent.wait(60) == 128 + number
+    assert agent.wait(PATIENCE) == 128 + number
     assert (tmp_path/'asked').read_text() == asked and [t.state.name for t in record(file, folder).all()] == ['WAITING']
 
 def test_an_agent_that_is_to_stay(tmp_path):
@@ -174,7 +175,7 @@ def test_asked_twice(tmp_path):
     until(lambda: 'once more kills' in said(file))
     assert agent.poll() is None
     agent.send_signal(signal.SIGINT)
-    assert agent.wait(20) == 130
+    assert agent.wait(PATIENCE) == 130
     assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
 
 def test_devices_and_threads(tmp_path):
@@ -280,10 +281,10 @@ def notebooks(tmp_path_factory):
     def run(*words):
         with open(home/'said', 'ab') as out: return subprocess.Popen([str(BIN/'dlframe-agent'), str(home/'beta.yaml'), str(home/'runs/beta'), *words], cwd=ROOT, env=environment(home), stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=attentive)
     agent = run()
-    until(lambda: any('train/loss' in f.read_text() or f.read_text().count('\n') > 3 for f in home.glob('runs/beta/*-0000/metrics.csv')) and list(home.glob('runs/beta/*-0000/checkpoints/last.ckpt')), 120, .005)
+    until(lambda: any('train/loss' in f.read_text() or f.read_text().count('\n') > 3 for f in home.glob('runs/beta/*-0000/metrics.csv')) and list(home.glob('runs/beta/*-0000/checkpoints/last.ckpt')), every=.005)
     agent.kill(), agent.wait()
     killed, = home.glob('runs/beta/*-0000')
-    until(lambda: state(killed) != 'running', 60)
+    until(lambda: state(killed) != 'running')
     left_off = json.loads((killed/'status.json').read_text())
     assert finish([run('--devices', 'cpu,cpu')], 400) == [0]
     return home, killed, left_off

@@ -1,8 +1,9 @@
 "What is committed is what the notebooks give; each test works on a copy of the tree"
-import json, re
+import ast, json, platform, re, tempfile
+from pathlib import Path
 
 import pytest
-from tree import changed, copy_tree, run
+from tree import ROOT, changed, copy_tree, run
 
 @pytest.fixture
 def copy(tmp_path): return copy_tree(tmp_path/'copy')
@@ -43,3 +44,77 @@ def test_pages_process(copy, tmp_path):
     assert (copy/'nbs/_quarto.yml').is_symlink()
     pages = {p.relative_to(copy/'nbs') for p in copy.glob('nbs/**/*.ipynb')}
     assert pages == {p.relative_to(copy/'_proc') for p in copy.glob('_proc/**/*.ipynb')}
+
+# What is stored in the pages names no machine
+
+PLACES = {
+    'a folder of a machine': r'(?<![\w./])/(?:tmp|home|root|work|Users|private|var|opt|mnt|usr/local|usr/lib)/[^\s"\'`<>,;)]*',
+    'a folder of Windows': r'(?<!\w)[A-Z]:\\{1,2}[A-Z]\w[^\s"\'`<>,;)]*',
+    'installed packages': r'\b(?:site|dist)-packages\b',
+    'a temporary name': r'(?<!\w)tmp[a-z0-9_]{8}(?![a-z0-9_])',
+    'the address of an object': r'\b0x[0-9a-f]{8,}\b',
+    'a folder of W&B': r'\brun-\d{8}_\d{6}-\w+'}
+
+def here():
+    "Names of the machine on which this runs"
+    places = {str(ROOT), str(Path.home()), str(Path(tempfile.gettempdir()).resolve())} - {'/'}
+    host = platform.node()
+    if len(host) > 6 and re.search(r'[\d.-]', host): places.add(host)
+    return '|'.join(rf'(?<!\w){re.escape(p)}(?!\w)' for p in places)
+
+def texts(nb):
+    "What a page holds besides pictures: cell, where in it, text"
+    def joined(x): return ''.join(x) if isinstance(x, list) else x if isinstance(x, str) else json.dumps(x)
+    yield 'notebook', 'metadata', joined(nb['metadata'])
+    for number, cell in enumerate(nb['cells']):
+        place = f"cell {number} ({cell.get('id')})"
+        yield place, 'source', joined(cell['source'])
+        yield place, 'metadata', joined(cell['metadata'])
+        for output in cell.get('outputs', []):
+            found = {k: v for k, v in output.get('data', {}).items() if not k.startswith('image/') or k == 'image/svg+xml'}
+            for kind, value in {**found, **{k: output[k] for k in ('text', 'traceback', 'evalue') if k in output}}.items(): yield place, kind, joined(value)
+
+def named_places(nb, depth):
+    "Lines about the places of a machine that a page names which lies `depth` folders below the root"
+    rules = {**PLACES, 'this machine': here(), 'a folder outside of the repository': rf'(?<![\w.])(?:\.\./){{{depth + 1},}}[^\s"\'`<>,;)]*'}
+    return [f'{place}, {kind}: {what}: {m[0]!r}' for place, kind, text in texts(nb) for what, rule in rules.items() for m in re.finditer(rule, text)]
+
+PAGES = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(ROOT).parts))
+
+def test_pages_name_no_machine():
+    found = []
+    for page in PAGES:
+        name = page.relative_to(ROOT)
+        found += [f'{name}, {line}' for line in named_places(json.loads(page.read_text('utf-8')), len(name.parts) - 1)]
+    assert len(PAGES) > 40
+    if found: pytest.fail('print paths relative to the working directory, and execute again:\n' + '\n'.join(found), pytrace=False)
+
+@pytest.mark.parametrize('text, refused', [
+    ('run folder: /tmp/tmprz5jsbj2/shell', True),
+    ("PosixPath('/home/ada/runs/first')", True),
+    ('"/Users/ada/dlframe/runs"', True),
+    ('/work/project/runs/first', True),
+    ('C:\\Users\\ada', True),
+    ('File "/usr/lib/python3.12/site-packages/torch/nn/modules/module.py", line 3', True),
+    ('../../../tmp/mine/runs/first', True),
+    ('../../runs/first', False), # of a page in nbs/experiments
+    ('runs/first', False),
+    ('tmpo3x_9a1b/runs', True),
+    ('<object at 0x7f40375ff6c0>', True),
+    ('wandb/run-20261128_101500-x7k2abcd', True),
+    (f'{ROOT}/runs', True),
+    ('https://docs.org/tmp/page', False),
+    ('DATA_ROOT=/data', False),
+    ('.venv/bin/python', False),
+    ('template, tmp, attempts', False),
+    ('1/2/3', False)])
+@pytest.mark.parametrize('output', [False, True], ids=['source', 'output'])
+def test_places_are_found(text, refused, output):
+    cell = {'id': 'a', 'source': '' if output else [text], 'metadata': {}, 'outputs': [{'data': {'text/html': [text], 'image/png': '/tmp/x'}}] if output else []}
+    assert bool(named_places({'metadata': {}, 'cells': [cell]}, 2)) == refused
+
+def test_no_bare_assert_in_the_library():
+    "`python -O` leaves them out, and their error says nothing"
+    modules = sorted((ROOT/'dlframe').rglob('*.py'))
+    found = [f'{m.name}:{n.lineno}' for m in modules for n in ast.walk(ast.parse(m.read_text('utf-8'))) if isinstance(n, ast.Assert)]
+    assert len(modules) > 30 and found == []

@@ -1,5 +1,5 @@
 "What a person in front of a notebook sees: errors, curves, the stop button"
-import json, re, time
+import json, re
 
 import nbformat
 import pytest
@@ -10,7 +10,8 @@ from dlframe.loading import load
 from dlframe.specs import build, read
 
 BEGIN = ['beta: float = 1. # Weight of the rate', 'from dlframe.params import parameters\nsettings = parameters()', '''
-import os, time
+import os, threading, time
+from pathlib import Path
 from pytorch_lightning import seed_everything
 import torch
 from torch import nn
@@ -24,14 +25,19 @@ from dlframe.priors import prior
 from dlframe.run import Run
 from dlframe.vae import VAE
 ''', '''
+def pressed():
+    "How often the button has been pressed"
+    return len(Path('pressed').read_text()) if Path('pressed').exists() else 0
+
 class Slow(Evaluator):
-    def __init__(self, seconds): super().__init__(); self.seconds, self.n = seconds, 0
+    "The evaluation of that number goes on until the button was pressed, `most` times"
+    def __init__(self, number, most=1): super().__init__(); self.number, self.most, self.n = number, most, 0
     label = 'slow'
     def check(self, optimization): pass
     def __call__(self, optimization):
         self.n += 1
         print(f'evaluation {self.n}', flush=True)
-        time.sleep(self.seconds)
+        while self.n == self.number and pressed() < self.most: time.sleep(.01)
         print('evaluated', flush=True)
         return Scalar(1.)
 
@@ -48,6 +54,7 @@ def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
 def kernel(tmp_path_factory, runs):
     home = tmp_path_factory.mktemp('home')
     with Jupyter(home, environment(home, RUNS_ROOT=runs), home/'kernel.json') as kernel:
+        kernel.home = home
         assert kernel.run(BEGIN)[0] == ''
         yield kernel
 
@@ -131,32 +138,35 @@ def test_curves_are_drawn_in_place_and_from_elsewhere(kernel, runs, monkeypatch)
 
 class Press:
     "Interrupt the kernel as soon as a text is said, each time"
-    def __init__(self, kernel, *texts): self.kernel, self.texts, self.times = kernel, list(texts), []
+    def __init__(self, kernel, *texts): self.kernel, self.texts, self.n = kernel, list(texts), 0
 
     def __call__(self, message):
         if self.texts and self.texts[0] in message['content'].get('text', ''):
-            self.texts.pop(0), self.times.append(time.monotonic())
+            self.texts.pop(0)
             self.kernel.manager.interrupt_kernel()
+            self.n += 1
+            (self.kernel.home/'pressed').write_text('x'*self.n)
 
 def stop(kernel, source, *texts):
-    "Error and words of a cell that is interrupted at these words, and seconds since the last time"
+    "Error and words of a cell that is interrupted at these words"
+    (kernel.home/'pressed').write_text('')
     press = Press(kernel, *texts)
     error, said = kernel.cell(source, press)
     assert not press.texts
-    return error, said, time.monotonic() - press.times[-1]
+    return error, said
 
 @pytest.fixture(scope='module')
 def never_stopped(kernel, runs):
-    assert kernel.cell("new_run('whole', evaluations=[(Terms('valid'), '50 steps')]).fit();")[0] == ''
+    assert kernel.cell("new_run('whole', evaluations=[(Terms('valid'), '50 steps'), (Slow(0), '50 steps')]).fit();")[0] == ''
     return runs/'whole'
 
 def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
-    error, said, seconds = stop(kernel, "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps')]).fit()", 'step ')
-    assert not error and seconds < 5 and f"go on with: run = Run.resume('{runs}/stopped')" in said
+    error, said = stop(kernel, "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps'), (Slow(2), '50 steps')]).fit()", 'evaluation 2')
+    assert not error and f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
     assert (runs/'stopped/checkpoints/last.ckpt').exists() and not (runs/'stopped/checkpoints/model.safetensors').exists()
     assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', interrupted\n')
     assert int(re.search(r'stopped after step (\d+)', said)[1]) < 300
-    assert kernel.cell(f"Run.resume('{runs}/stopped');")[0] == ''
+    assert kernel.cell(f"Run.resume('{runs}/stopped', packages=['__main__']);")[0] == ''
     assert numbers(runs/'stopped') == numbers(never_stopped) and weights(runs/'stopped') == weights(never_stopped)
 
 @pytest.fixture
@@ -170,7 +180,7 @@ def test_the_train_page_goes_on_with_the_run_that_is_resumed(page):
     cells = code()
     fit = next(i for i, cell in enumerate(cells) if 'run.fit()' in cell)
     assert page.run(cells[:fit], name='page', train_for='300 steps', evaluate_every='300 steps', z_dim=2)[0] == ''
-    error, said, _ = stop(page, cells[fit], 'step ')
+    error, said = stop(page, cells[fit], 'step ')
     assert not error
     stopped, line = re.search(r'stopped (after step \d+, at \d+ of 300 steps); go on with: (run = Run.resume.+)\n', said).groups()
     error, said = page.run(cells[fit + 1:])
@@ -182,36 +192,37 @@ def test_the_train_page_goes_on_with_the_run_that_is_resumed(page):
     assert page.cell("print(optimization is run.optimization, optimization.counters['steps'])") == ('', 'True 300\n')
 
 def test_a_stop_during_the_last_evaluation_changes_nothing(kernel, runs):
-    error, said, _ = stop(kernel, "new_run('end', '10 steps', [(Slow(1.), None)]).fit();", 'evaluation 2')
+    error, said = stop(kernel, "new_run('end', '10 steps', [(Slow(2), None)]).fit();", 'evaluation 2')
     assert not error and said.count('evaluated') == 2 and (runs/'end/checkpoints/model.safetensors').exists()
-    error, _, seconds = stop(kernel, "print('asleep', flush=True); time.sleep(60)", 'asleep')
-    assert error.startswith('KeyboardInterrupt') and seconds < 5
+    error, _ = stop(kernel, "print('asleep', flush=True); time.sleep(3600)", 'asleep')
+    assert error.startswith('KeyboardInterrupt')
 
 @pytest.mark.parametrize('which', [1, 2])
 def test_a_stop_during_an_evaluation_waits_for_it(kernel, runs, which):
     "The first is before the first step"
-    error, said, _ = stop(kernel, f"run = new_run('waited-{which}', evaluations=[(Slow(1.), '10 steps')]).fit()", f'evaluation {which}')
+    error, said = stop(kernel, f"run = new_run('waited-{which}', evaluations=[(Slow({which}), '10 steps')]).fit()", f'evaluation {which}')
     assert not error and said.count('evaluated') == which and 'stopped after step' in said
     assert (runs/f'waited-{which}/checkpoints/last.ckpt').exists()
 
 TWICE = '''
-import threading
+def again(optimization):
+    while not optimization.asked_to_stop: time.sleep(.01)
+    print('still there', flush=True)
+
 class Twice(Slow):
     def __call__(self, optimization):
-        now = self.n == which - 1
-        self.seconds = 60. if now else 0.
-        if now:
+        if self.n == which - 1:
             print('ready', flush=True)
-            threading.Timer(.5, print, ['still there'], {'flush': True}).start()
+            threading.Thread(target=again, args=[optimization]).start()
         return super().__call__(optimization)
 '''
 
 @pytest.mark.parametrize('which', [1, 2])
 def test_a_second_stop_is_an_error(kernel, runs, which):
     kernel.cell(TWICE + f'which = {which}')
-    error, said, seconds = stop(kernel, f"new_run('twice-{which}', evaluations=[(Twice(60.), '10 steps')]).fit()", 'ready', 'still there')
-    assert error.startswith('KeyboardInterrupt') and seconds < 5
-    error, said, seconds = stop(kernel, "print('asleep', flush=True); time.sleep(60)", 'asleep')
-    assert error.startswith('KeyboardInterrupt') and seconds < 5
-    error, said, _ = stop(kernel, f"new_run('after-{which}').fit();", 'step ')
+    error, said = stop(kernel, f"new_run('twice-{which}', evaluations=[(Twice({which}, 3), '10 steps')]).fit()", 'ready', 'still there')
+    assert error.startswith('KeyboardInterrupt')
+    error, said = stop(kernel, "print('asleep', flush=True); time.sleep(3600)", 'asleep')
+    assert error.startswith('KeyboardInterrupt')
+    error, said = stop(kernel, f"new_run('after-{which}', evaluations=[(Slow(2), '50 steps')]).fit();", 'evaluation 2')
     assert not error and 'stopped after step' in said

@@ -8,6 +8,7 @@ import safetensors.torch
 import together
 import torch
 from experiment import PAGE, Jupyter, environment, numbers, once, papermill
+from limits import PATIENCE
 from pytorch_lightning.plugins import MixedPrecision
 from tree import ROOT
 
@@ -23,19 +24,19 @@ from dlframe.run import Run
 from dlframe.specs import Part
 from dlframe.vae import VAE
 
-def bounded(*command, env, cwd, seconds=240):
-    "Run a command that starts others; none of them is left when it has ended, or after so many seconds"
+def bounded(*command, env, cwd):
+    "Run a command that starts others; none of them is left when it has ended"
     process = subprocess.Popen([str(c) for c in command], cwd=cwd, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    try: out, err = process.communicate(timeout=seconds)
+    try: out, err = process.communicate(timeout=PATIENCE)
     finally:
         left = members(process.pid)
         for pid in left: os.kill(pid, signal.SIGKILL)
     assert not left, f'{left} were left by {command}'
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-def members(group, seconds=10):
-    "Processes of a group that live on after it had some seconds to end"
-    end = time.monotonic() + seconds
+def members(group):
+    "Processes of a group that live on after it had time to end"
+    end = time.monotonic() + PATIENCE/5
     while True:
         alive = [int(p.name) for p in Path('/proc').iterdir() if p.name.isdigit() and group_of(p) == group]
         if not alive or time.monotonic() > end: return alive
@@ -149,9 +150,9 @@ def test_what_is_in_no_file_cannot_be_started_again(two, home, tmp_path):
     assert r.returncode == 1 and '`devices` must be 1 in a program that is in no file' in r.stderr and 'Traceback' not in r.stderr
     assert not (tmp_path/'runs').exists()
 
-def interrupt_when(kernel, metrics, seconds=60):
+def interrupt_when(kernel, metrics):
     "Press the button of Jupyter as soon as a loss is in the file"
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and not (metrics.exists() and 'train/' in metrics.read_text()): time.sleep(.1)
     kernel.manager.interrupt_kernel()
 

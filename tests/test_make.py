@@ -1,5 +1,5 @@
 "`make` says in a line what is wrong, and leaves nothing half made"
-import sys
+import os, shutil, signal, subprocess, sys
 
 import pytest
 from tree import copy_tree, run
@@ -31,6 +31,74 @@ def test_no_venv_module(copy, tmp_path):
 def test_no_network(copy, tmp_path):
     program(tmp_path/'uv', 'echo "no route to host"; exit 1')  # nothing is downloaded
     refuses('is there a network?', 'test', cwd=copy, first=tmp_path)
+
+# Two at once
+
+TOOLS = 'sh make touch find rm mkdir cp date'.split()
+
+PYTHON = f'''case "$*" in
+  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+  *"-m pytest"*) echo tested;;
+  *) exec {sys.executable} "$@";;
+esac'''
+
+INSTALLS = 'echo "$@" >> installed.log; echo "$$" > begun; read how < go; exit $how'
+
+class Both:
+    "Starts `make test` with a Python and an installer that wait to be told how to end"
+    def __init__(self, copy, bin, locks):
+        self.copy, self.bin = copy, bin
+        bin.mkdir()
+        for name in TOOLS + ['flock']*locks: (bin/name).symlink_to(shutil.which(name))
+        program(bin/'python3', PYTHON)
+        program(bin/'uv', INSTALLS)
+        for name in 'begun', 'go': os.mkfifo(copy/name)
+
+    def make(self):
+        env = {**os.environ, 'PATH': str(self.bin), 'MAKEFLAGS': '', 'MAKELEVEL': '0'}
+        return subprocess.Popen(['make', 'test'], cwd=self.copy, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def begins(self): return int((self.copy/'begun').read_text())
+    def ends(self, status): (self.copy/'go').write_text(f'{status}\n')
+    def installed(self): return len((self.copy/'installed.log').read_text().splitlines())
+
+@pytest.fixture(params=['no flock', *(['flock'] if shutil.which('flock') else [])]) # macOS has none
+def both(request, copy, tmp_path):
+    return Both(copy, tmp_path/'bin', request.param == 'flock')
+
+WAITS = 'dlframe: another `make` installs into .venv: waiting for it\n'
+
+def test_one_waits_for_the_other(both):
+    first = both.make()
+    both.begins()
+    second = both.make()
+    assert second.stdout.readline() == WAITS
+    both.ends(0)
+    assert (first.communicate()[0], first.returncode) == ('tested\n', 0)
+    assert (second.communicate()[0], second.returncode) == ('tested\n', 0)
+    assert both.installed() == 1
+
+def test_the_other_installs_what_the_first_could_not(both):
+    first = both.make()
+    both.begins()
+    second = both.make()
+    assert second.stdout.readline() == WAITS
+    both.ends(1)
+    assert 'is there a network?' in first.communicate()[0] and first.returncode
+    both.begins()
+    both.ends(0)
+    assert (second.communicate()[0], second.returncode) == ('tested\n', 0)
+    assert both.installed() == 2
+
+def test_no_lock_is_left_by_a_killed_make(both):
+    first = both.make()
+    both.begins()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    second = both.make()
+    both.begins()
+    both.ends(0)
+    assert (second.communicate()[0], second.returncode) == ('tested\n', 0)
 
 @pytest.fixture
 def ready(copy):

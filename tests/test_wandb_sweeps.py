@@ -5,6 +5,7 @@ import pytest
 import test_wandb
 import yaml
 from experiment import attentive, go, numbers, once, stayed, statuses, trial_page
+from limits import PATIENCE
 from tree import BIN, ROOT, run as tool
 from wandb_stub import ENTITY, server
 
@@ -45,7 +46,7 @@ class Sweeps:
 
     def start(self, file, *queue, **options):
         "Make a sweep and start an agent, which is given these configurations"
-        said = self.wandb('sweep', file, **options).communicate(timeout=120)[0]
+        said = self.wandb('sweep', file, **options).communicate(timeout=PATIENCE)[0]
         name, = self.stub.sweeps
         assert f'wandb agent {ENTITY}/test/{name}' in said, said
         self.stub.queue += queue
@@ -53,7 +54,7 @@ class Sweeps:
 
     def end(self, agent):
         "What it said"
-        said = agent.communicate(timeout=300)[0]
+        said = agent.communicate(timeout=PATIENCE)[0]
         assert agent.returncode == 0, said
         return said
 
@@ -62,7 +63,7 @@ class Sweeps:
     def notebook(self, i): return self.folder(i).with_suffix('.ipynb')
     def states(self): return [r['state'] for r in self.stub.runs.values()]
     def wait(self, condition, agent):
-        end = time.monotonic() + 300
+        end = time.monotonic() + PATIENCE
         while not condition():
             assert agent.poll() is None and time.monotonic() < end, self.states()
             time.sleep(.05)

@@ -14,19 +14,21 @@ import torch
 from torch import nn
 
 from dlframe.architectures import MLP, Conditional, decoder, encoder, predictor
-from dlframe.callbacks import Evaluate, Evaluator, Periodic, newest
+from dlframe.callbacks import Evaluate, Evaluator, Periodic, StopEarly, newest
 from dlframe.classifier import Classifier
 from dlframe.data import Data, Items
 from dlframe.evaluation import PriorSamples, Terms
 from dlframe.files import verify
 from dlframe.gan import GAN
 from dlframe.images import Digits
+from dlframe.loggers import logger
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.ramps import Ramp
 from dlframe.run import Run
 from dlframe.specs import Part, make
 from dlframe.status import state
+from dlframe.triggers import duration
 from dlframe.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +80,14 @@ def readers():
     return Run(o, '20 epochs', [Evaluate(Terms('valid'), '1 epoch')], name='readers', log_every='4 steps', save_every='7 steps',
                callbacks=[Clock(), make(pl.callbacks.EarlyStopping, 'valid/loss', patience=1, min_delta=.05, check_on_train_epoch_end=True)])
 
-kinds = {f.__name__: f for f in (noisy, players, readers)}
+def shared():
+    "An encoder that stands in two places, as in a VampPrior; early stopping by a duration; final numbers"
+    q = encoder('mlp', (1, 8, 8), 3, [16, 16, 16]) # eight names that two parts share
+    o = Optimization(VAE(q, decoder('mlp', 3, (1, 8, 8), [16]), prior('vamp', 3, encoder=q, components=4)), Digits(), lr=.02, batch_size=200)
+    return Run(o, '40 epochs', [Evaluate(Terms('valid'), '4 steps')], name='shared', log_every='3 steps', save_every='5 steps', tests=[Terms('test')],
+               callbacks=[Clock(), StopEarly('valid/loss', '20 steps', min_delta=.5)])
+
+kinds = {f.__name__: f for f in (noisy, players, readers, shared)}
 
 def machine(root):
     "Where runs go, and how many processes read"
@@ -183,6 +192,8 @@ def compare(whole, killed, clock=True):
     if (whole/'checkpoints/model.safetensors').read_bytes() != (killed/'checkpoints/model.safetensors').read_bytes(): found.append('model.safetensors')
     saved = [newest(f)[1] for f in (whole, killed)]
     found += differences(*(saved if clock else map(unclocked, saved)))
+    results = [json.loads((f/'manifest.json').read_text()).get('results') for f in (whole, killed)]
+    found += differences(*results, 'results')
     pictures = [{str(p.relative_to(f)): p.read_bytes() for p in (f/'media').rglob('*.png')} for f in (whole, killed)]
     return found + differences(*pictures, 'media')
 
@@ -282,7 +293,7 @@ def command(how, root, name):
         page = ['-m', 'papermill', ROOT/'nbs/experiments/train.ipynb', root/f'{name}.ipynb', '-p', 'save_every', '20 steps', '-p', 'train_for', '300 steps', '-p', 'evaluate_every', '70 steps', '-p', 'posterior', 'laplace']
         return [*page, *more]
     if (folder/'manifest.json').exists(): return ['-m', 'dlframe.run', '--package', 'torture', '--resume', folder]
-    return ['-m', 'dlframe.run', '--package', 'torture', root/'runs/noisy-whole/manifest.json', f'run.name={name}']
+    return ['-m', 'dlframe.run', '--package', 'torture', root/'runs/shared-whole/manifest.json', f'run.name={name}'] # only a process that is not forked has hashes of its own
 
 def processes(folder):
     "The process that writes to a run's folder, if it says so"
@@ -297,7 +308,7 @@ def commanded(how, root, kills, report, rng):
         assert start('papermill-whole').wait() == 0, (root/'papermill-whole.out').read_text()
         reference, name = root/'runs/papermill-whole', 'papermill-killed'
     else:
-        reference, name = whole('noisy', root)[0], 'command-killed'
+        reference, name = whole('shared', root)[0], 'command-killed'
     folder, seconds, done = root/'runs'/name, 2., 0
     while done < kills:
         process, before = start(name), processes(folder)

@@ -162,7 +162,7 @@ def never_stopped(kernel, runs):
 
 def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
     error, said = stop(kernel, "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps'), (Slow(2), '50 steps')]).fit()", 'evaluation 2')
-    assert not error and f"go on with: run = Run.resume('{runs}/stopped'" in said
+    assert not error and f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
     assert (runs/'stopped/checkpoints/last.ckpt').exists() and not (runs/'stopped/checkpoints/model.safetensors').exists()
     assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', interrupted\n')
     assert int(re.search(r'stopped after step (\d+)', said)[1]) < 300

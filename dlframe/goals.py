@@ -6,6 +6,7 @@
 __all__ = ['goals', 'ways', 'finite_numbers', 'measured', 'value', 'known_goal', 'find_goal', 'contradiction']
 
 # %% ../nbs/09_goals.ipynb #d66029b7
+import re
 from collections.abc import Iterable
 from math import isfinite
 from numbers import Real
@@ -66,6 +67,8 @@ def known_goal(
     "The goal of a metric of this library"
     split, slash, quantity = metric.partition('/')
     of_a_split = slash and set(split.split('+')) <= _splits
+    if re.split('[/.]', metric)[-1] == 'loss': # of one player or task as well
+        return 'minimize'
     return _goal_of.get(quantity if of_a_split else metric)
 
 # %% ../nbs/09_goals.ipynb #2784249e

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['weight_files', 'how_to_keep', 'load_weights', 'Loaded', 'torch_device', 'find_weights', 'load', 'kept_steps',
-           'kept_checkpoint', 'find_folder', 'download', 'bring', 'curves', 'run_folders', 'runs', 'Ranking', 'sought',
-           'sweep_metric', 'Candidate', 'ended_as', 'why_left_out', 'best', 'histories', 'best_step', 'ask_sweep',
-           'export_hub', 'card']
+           'kept_checkpoint', 'find_folder', 'download', 'bring', 'curves', 'run_folders', 'settings_of', 'runs',
+           'Ranking', 'sought', 'sweep_metric', 'Candidate', 'ended_as', 'why_left_out', 'best', 'histories',
+           'best_step', 'ask_sweep', 'export_hub', 'card']
 
 # %% ../nbs/40_loading.ipynb #d2c83093
 import csv, json, math, os, re, shutil, sys, tempfile
@@ -264,13 +264,21 @@ def run_folders(
 
 def _metrics(folder): return read_metrics(folder) if (folder/'metrics.csv').exists() else pd.DataFrame()
 
+def settings_of(
+    manifest:Mapping # Of a run
+) -> dict: # By name, or by path for a change that no parameter stands for
+    "The parameters of a run, and what a rerun changed in its parent's manifest"
+    parameters, changes = (manifest.get(k) if isinstance(manifest.get(k), Mapping) else {} for k in ('parameters', 'changes'))
+    stands_for = {path: parameters.get(path.split('.')[-1], changes) for path in changes}
+    return {**parameters, **{path: value for path, value in changes.items() if stands_for[path] != value}}
+
 def runs(
     where:str|Path # A folder with runs, at any depth
 ) -> pd.DataFrame: # A row for each run
     "The parameters that differ between the runs of a folder, what became of them, and the last value of all that was logged"
     if not (found := list(run_folders(where))): raise MissingFile(f"`where` must be a folder with runs, got {str(where)!r}")
     names = [str(f.relative_to(where)) for f in found]
-    parameters = pd.DataFrame([read(f/'manifest.json').get('parameters', {}) for f in found], index=names)
+    parameters = pd.DataFrame([settings_of(read(f/'manifest.json')) for f in found], index=names)
     changed = [c for c in parameters if parameters[c].map(repr).nunique() > 1]
     ends = [{'steps': m.index[-1], **m.ffill().iloc[-1]} if len(m) else {} for m in map(_metrics, found)]
     ends = pd.DataFrame(ends, index=names)

@@ -26,7 +26,7 @@ from .evaluation import Evaluator
 from .files import verify
 from .goals import find_goal, value
 from .latents import rate_distortion
-from .loading import Loaded, Ranking, ask_sweep, best_step, bring, histories, load, run_folders, sought, sweep_metric, weight_files
+from .loading import Loaded, Ranking, ask_sweep, best_step, bring, histories, load, run_folders, settings_of, sought, sweep_metric, weight_files
 from .loggers import apart
 from .specs import read
 from .status import recorded, state
@@ -137,9 +137,9 @@ def folder_trials(
 def _of_manifest(run, folder):
     name = run.relative_to(folder).as_posix()
     known_end = '' if recorded(run) else 'finished' if (run/weight_files[0]).exists() else 'cut short'
-    try: parameters = read(run/'manifest.json').get('parameters')
+    try: parameters = settings_of(read(run/'manifest.json'))
     except (OSError, ValueError): return Trial(name, known_end, reason='manifest.json is damaged')
-    return Trial(name, known_end, {k: v for k, v in parameters.items() if k not in ('name', 'resume')} if isinstance(parameters, Mapping) else {})
+    return Trial(name, known_end, {k: v for k, v in parameters.items() if k not in ('name', 'resume')})
 
 # %% ../nbs/48_reports.ipynb #0b05d8a8
 def wandb_trials(

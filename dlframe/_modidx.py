@@ -1426,6 +1426,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dlframe.run._check_result': ('run.html#_check_result', 'dlframe/run.py'),
                              'dlframe.run._claimed': ('run.html#_claimed', 'dlframe/run.py'),
                              'dlframe.run._gpu': ('run.html#_gpu', 'dlframe/run.py'),
+                             'dlframe.run._is_unused': ('run.html#_is_unused', 'dlframe/run.py'),
                              'dlframe.run._kept_parameters': ('run.html#_kept_parameters', 'dlframe/run.py'),
                              'dlframe.run._numbers': ('run.html#_numbers', 'dlframe/run.py'),
                              'dlframe.run._of_main': ('run.html#_of_main', 'dlframe/run.py'),

@@ -37,7 +37,7 @@ from .loggers import FileLogger, Loggers, apart, logger as make_logger, read_met
 from .models import Plays, check_terms
 from .optimization import Optimization, mark_trained, trained_before
 from .server import report
-from .specs import Part, build, importing, leads_into, needed_packages, override, own_names, parse, read, script_module, spec, write
+from .specs import Part, build, find, importing, leads_into, needed_packages, override, own_names, parse, read, script_module, spec, write
 from .status import claim, find_trial, folder_name, online, record, recorded, requeue, state
 from .triggers import Duration, check_unit, duration
 
@@ -713,10 +713,16 @@ def recall(self:Run) -> 'Run': # As it was after training
     return self
 
 # %% ../nbs/42_run.ipynb #bb28437e
+def _is_unused(cls, argument, value):
+    "Has an argument of a class its default value, or one that says no?"
+    try: default = inspect.signature(find(cls, [cls.split('.')[0]]).__init__).parameters[argument].default
+    except (Refusal, AttributeError, KeyError, TypeError, ValueError): return not value
+    return not value or json.dumps(default, default=repr) == json.dumps(value)
+
 def _changed(was, now, path):
     "The first place where plain data differ, and what is there"
     if not (isinstance(was, Mapping) and isinstance(now, Mapping)): return None if json.dumps(was) == json.dumps(now) else (path, was, now)
-    newer = [k for k in now if 'cls' in was and k not in was and not now[k]] # arguments that an earlier release did not have, and that are not used
+    newer = [k for k in now if k not in was and 'cls' in now and was.get('cls') == now['cls'] and _is_unused(now['cls'], k, now[k])] # arguments that an earlier release did not have, and that are not used
     return next(filter(None, (_changed(was.get(k), now.get(k), f'{path}.{k}') for k in {**was, **now} if k not in newer)), None)
 
 def _of_main(text):

@@ -15,7 +15,7 @@ from dlframe.images import Digits, images
 from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.run import Run, main, rerun
+from dlframe.run import Run, _changed, main, rerun
 from dlframe.specs import Part, build, make, override, read, spec, write
 from dlframe.vae import VAE
 
@@ -291,3 +291,10 @@ def test_the_line_that_is_printed_goes_on(prompt, parameters, kernel, said, monk
     assert resumed.require_finished() is resumed and resumed.optimization.counters['steps'] == 4
     with pytest.raises(ValueError, match='`run` must be the one that Run.resume returned'): run.require_finished()
     assert run.recall().require_finished().optimization.counters['steps'] == 4
+
+@pytest.mark.parametrize('value, same', [(True, True), (False, False)])
+def test_an_argument_that_an_earlier_release_did_not_have(value, same):
+    "A trial that an earlier release began goes on, unless the new argument is used"
+    now = spec(images('MNIST', split_folders=value))
+    was = {k: v for k, v in now.items() if k != 'split_folders'}
+    assert ('split_folders' in now) and (_changed(was, now, 'data') is None) == same

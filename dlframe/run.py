@@ -717,7 +717,7 @@ def _is_unused(cls, argument, value):
     "Has an argument of a class its default value, or one that says no?"
     try: default = inspect.signature(find(cls, [cls.split('.')[0]]).__init__).parameters[argument].default
     except (Refusal, AttributeError, KeyError, TypeError, ValueError): return not value
-    return not value or json.dumps(default, default=repr) == json.dumps(value)
+    return not value if not default else json.dumps(default, default=repr) == json.dumps(value)
 
 def _changed(was, now, path):
     "The first place where plain data differ, and what is there"

@@ -1432,6 +1432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dlframe.run._of_main': ('run.html#_of_main', 'dlframe/run.py'),
                              'dlframe.run._outermost': ('run.html#_outermost', 'dlframe/run.py'),
                              'dlframe.run._places': ('run.html#_places', 'dlframe/run.py'),
+                             'dlframe.run._plain': ('run.html#_plain', 'dlframe/run.py'),
                              'dlframe.run._said': ('run.html#_said', 'dlframe/run.py'),
                              'dlframe.run._tell': ('run.html#_tell', 'dlframe/run.py'),
                              'dlframe.run._trainer_options': ('run.html#_trainer_options', 'dlframe/run.py'),

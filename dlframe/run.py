@@ -565,6 +565,11 @@ def _kept_parameters(parameters, before, after):
         if values and values[0] != value and not isinstance(values[0], Mapping) and all(v == values[0] for v in values): kept[name] = values[0]
     return kept
 
+def _plain(value):
+    "A value of a change as plain data, which it may be already, specifications within it included"
+    try: return json.loads(json.dumps(value))
+    except (TypeError, ValueError): return spec(value)
+
 def changed_manifest(
     manifest:Mapping, # Of a run, or written by hand
     changes:Mapping, # Paths and values, `{'model.beta': 0.2}`
@@ -578,7 +583,7 @@ def changed_manifest(
         changed = override(after, {path: value}, packages)
         if isinstance(changed.get('run'), Mapping) and not leads_into(changed, path, 'run', packages):
             raise InvalidValue(f"`{path}` must be the path of something that the run is made of, got a part that nothing refers to")
-        if changed != after and path != 'run.name': made[path] = spec(value)
+        if changed != after and path != 'run.name': made[path] = _plain(value)
         after = changed
     found = {k: v for k, v in manifest.items() if k in notes}
     if made: found['changes'] = {**(manifest.get('changes') or {}), **made}

@@ -301,7 +301,7 @@ def notebooks(tmp_path_factory):
     killed, = home.glob('runs/beta/*-0000')
     until(lambda: state(killed) != 'running')
     left_off = json.loads((killed/'status.json').read_text())
-    assert finish([run('--devices', 'cpu,cpu')], 400) == [0]
+    assert finish([run('--devices', 'cpu,cpu')]) == [0]
     return home, killed, left_off
 
 def test_notebooks(notebooks):

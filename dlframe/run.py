@@ -760,6 +760,7 @@ def rerun(
     pl.seed_everything(seed, verbose=False)
     run = _built(manifest, packages)
     run.parameters, run.lineage = dict(manifest.get('parameters') or {}), lineage(parent, manifest)
+    if 'name' in run.parameters: run.parameters['name'] = run.name # not that of the parent
     for path, other in (parent.get('started_from') or {}).items(): print(f'{path} started from the weights of {other}; this run starts from new ones', flush=True)
     return run.fit()
 

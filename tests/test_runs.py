@@ -298,3 +298,9 @@ def test_an_argument_that_an_earlier_release_did_not_have(value, same):
     now = spec(images('MNIST', split_folders=value))
     was = {k: v for k, v in now.items() if k != 'split_folders'}
     assert ('split_folders' in now) and (_changed(was, now, 'data') is None) == same
+
+def test_a_rerun_is_listed_under_its_own_name():
+    "The parameter `name` of the parent is not that of the run that is made from it"
+    first = new_run(name='first', parameters={'name': 'first', 'beta': 1.}).fit()
+    second = rerun(read(first.folder/'manifest.json'), {'run.name': 'second'})
+    assert read(second.folder/'manifest.json')['parameters'] == {'name': 'second', 'beta': 1.}

@@ -12,24 +12,32 @@ from torch.distributions import Distribution
 from .checks import InvalidType
 from .models import Model
 
+
 # %% ../nbs/13_classifier.ipynb #5f1c8ab2
 class Classifier(Model):
     "A predictor trained by maximum likelihood"
-    def __init__(self,
-        predictor:nn.Module # p(y|x): data `[..., *shape]` to a distribution over targets
+
+    def __init__(
+        self,
+        predictor: nn.Module,  # p(y|x): data `[..., *shape]` to a distribution over targets
     ):
         super().__init__()
-        if not isinstance(predictor, nn.Module): raise InvalidType(f"`predictor` must be a module that returns a distribution, got {predictor!r}")
+        if not isinstance(predictor, nn.Module):
+            raise InvalidType(
+                f'`predictor` must be a module that returns a distribution, got {predictor!r}'
+            )
         self.predictor = predictor
 
-    def forward(self,
-        batch:dict[str, Tensor] # `{'x': [batch, *shape], 'y': [batch, *target]}`
-    ) -> dict[str, Tensor]: # `loss`, nats, `[batch]`
+    def forward(
+        self,
+        batch: dict[str, Tensor],  # `{'x': [batch, *shape], 'y': [batch, *target]}`
+    ) -> dict[str, Tensor]:  # `loss`, nats, `[batch]`
         "The negative log-likelihood of the targets"
         return {'loss': -self.predictor(batch['x']).log_prob(batch['y'])}
 
-    def predict(self,
-        x:Tensor # Data, `[batch, *shape]`
-    ) -> Distribution: # Batch shape `[batch]`, event shape that of the targets
+    def predict(
+        self,
+        x: Tensor,  # Data, `[batch, *shape]`
+    ) -> Distribution:  # Batch shape `[batch]`, event shape that of the targets
         "What is said about the targets, p(y|x)"
         return self.predictor(x)

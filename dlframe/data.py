@@ -6,7 +6,9 @@
 __all__ = ['Split', 'random_states_kept', 'seed_row', 'Items', 'as_numbers', 'Data', 'Loader']
 
 # %% ../nbs/21_data.ipynb #bcac1b26
-import hashlib, random, warnings
+import hashlib
+import random
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,86 +25,138 @@ from .checks import InvalidType, InvalidValue, known, real, shown, whole
 from .devices import find_device
 from .specs import Part
 
+
 # %% ../nbs/21_data.ipynb #5e0e2d00
 class Split(Dataset):
-    "Tensors of equal length; an index gives a dict of rows, `take` the batch of given row numbers, several times as fast"
-    def __init__(self,
-        tensors:dict[str, Tensor] # For example `{'x': [n, C, H, W], 'y': [n]}`
+    """Tensors of equal length; an index gives a dict of rows, `take` the batch of given row
+    numbers, several times as fast
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],  # For example `{'x': [n, C, H, W], 'y': [n]}`
     ):
         lengths = {k: len(v) for k, v in tensors.items()}
-        if len(set(lengths.values())) != 1: raise InvalidValue(f"`tensors` must have the same length, got {lengths}")
-        if not next(iter(lengths.values())): raise InvalidValue(f"`tensors` must have at least one row, got {lengths}")
+        if len(set(lengths.values())) != 1:
+            raise InvalidValue(f'`tensors` must have the same length, got {lengths}')
+        if not next(iter(lengths.values())):
+            raise InvalidValue(f'`tensors` must have at least one row, got {lengths}')
         self.tensors = tensors
 
-    def __repr__(self): return f"Split({', '.join(f'{k}: {v.dtype} {[*v.shape]}' for k, v in self.tensors.items())})".replace('torch.', '')
-    def __len__(self): return len(next(iter(self.tensors.values())))
-    def __getitem__(self, i): return {k: v[i] for k, v in self.tensors.items()}
+    def __repr__(self):
+        return f'Split({", ".join(f"{k}: {v.dtype} {[*v.shape]}" for k, v in self.tensors.items())})'.replace(
+            'torch.', ''
+        )
 
-    def take(self,
-        rows:Tensor # Row numbers, `[n]`
-    ) -> dict[str, Tensor]: # Tensors `[n, …]`
+    def __len__(self):
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, i):
+        return {k: v[i] for k, v in self.tensors.items()}
+
+    def take(
+        self,
+        rows: Tensor,  # Row numbers, `[n]`
+    ) -> dict[str, Tensor]:  # Tensors `[n, …]`
         "The batch of these rows"
         return {k: v.index_select(0, rows) for k, v in self.tensors.items()}
 
     def __add__(self, other):
-        if not isinstance(other, Split): return Items(self) + other
+        if not isinstance(other, Split):
+            return Items(self) + other
         return Split({k: torch.cat([v, other.tensors[k]]) for k, v in self.tensors.items()})
+
 
 # %% ../nbs/21_data.ipynb #851186dd
 @contextmanager
 def random_states_kept():
     "Put the random states of torch (on the CPU), numpy and Python back at the end"
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try: yield
-    finally: torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
+
 
 def seed_row(
-    seed:int, # Of the loader
-    epoch:int, # Number of the epoch
-    row:int # Number of the row
+    seed: int,  # Of the loader
+    epoch: int,  # Number of the epoch
+    row: int,  # Number of the row
 ) -> None:
     "Seed torch (on the CPU), numpy and Python for one row"
-    number = int.from_bytes(hashlib.blake2b(f'{seed} {epoch} {row}'.encode(), digest_size=8).digest(), 'little')
+    number = int.from_bytes(
+        hashlib.blake2b(f'{seed} {epoch} {row}'.encode(), digest_size=8).digest(), 'little'
+    )
     torch.default_generator.manual_seed(number), np.random.seed(number % 2**32), random.seed(number)
+
 
 # %% ../nbs/21_data.ipynb #f28eeb72
 def _stack(items, rows):
     "A batch of rows; raises `ValueError`, naming two of them, if they do not fit together"
     shapes = [{k: tuple(v.shape) for k, v in item.items()} for item in items]
     for row, shape in zip(rows, shapes):
-        if shape != shapes[0]: raise InvalidValue(f"`source` must give tensors of the same names and shapes in all rows, got {shapes[0]} in row {rows[0]} and {shape} in row {row}")
+        if shape != shapes[0]:
+            raise InvalidValue(
+                '`source` must give tensors of the same names and shapes in all rows, got '
+                f'{shapes[0]} in row {rows[0]} and {shape} in row {row}'
+            )
     return {k: torch.stack([item[k] for item in items]) for k in shapes[0]}
+
 
 class _Both:
     "Rows of one split, then those of another"
-    def __init__(self, first, second): self.first, self.second = first, second
-    def __len__(self): return len(self.first) + len(self.second)
-    def __getitem__(self, i): return self.first.read(i) if i < len(self.first) else self.second.read(i - len(self.first))
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def __len__(self):
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, i):
+        return self.first.read(i) if i < len(self.first) else self.second.read(i - len(self.first))
+
 
 # %% ../nbs/21_data.ipynb #546af5bd
 class Items(Dataset):
     "A split too large for memory: a row is read when it is asked for"
-    def __init__(self,
-        source:Dataset|Callable, # Gives the dict of a row for its number: a map-style data set, or a function
-        n:int|None=None # Number of rows, for a function
-    ):
-        if n is None and not hasattr(source, '__getitem__'): raise InvalidType(f"`source` must be a map-style data set, or a function with `n`, got {source!r}")
-        self.source, self.read, self.n = source, *((source.__getitem__, len(source)) if n is None else (source, whole('n', n)))
-        if not self.n: raise InvalidValue(f"`source` must have at least one row, got {source!r}")
 
-    def __repr__(self): return f'Items({self.n:,} rows)'
-    def __len__(self): return self.n
+    def __init__(
+        self,
+        # Gives the dict of a row for its number: a map-style data set, or a function
+        source: Dataset | Callable,
+        n: int | None = None,  # Number of rows, for a function
+    ):
+        if n is None and not hasattr(source, '__getitem__'):
+            raise InvalidType(
+                f'`source` must be a map-style data set, or a function with `n`, got {source!r}'
+            )
+        self.source, self.read, self.n = (
+            source,
+            *((source.__getitem__, len(source)) if n is None else (source, whole('n', n))),
+        )
+        if not self.n:
+            raise InvalidValue(f'`source` must have at least one row, got {source!r}')
+
+    def __repr__(self):
+        return f'Items({self.n:,} rows)'
+
+    def __len__(self):
+        return self.n
+
     def __getitem__(self, i):
-        if isinstance(i, slice): return self.take(torch.arange(self.n)[i])
+        if isinstance(i, slice):
+            return self.take(torch.arange(self.n)[i])
         return {k: v[0] for k, v in self.take(torch.tensor([range(self.n)[i]])).items()}
 
-    def __add__(self, other): return Items(_Both(self, other if isinstance(other, Items) else Items(other)))
+    def __add__(self, other):
+        return Items(_Both(self, other if isinstance(other, Items) else Items(other)))
 
-    def take(self,
-        rows:Tensor, # Row numbers, `[n]`
-        seed:int=0, # Of what is random in a row
-        epoch:int=0 # The same row differs from epoch to epoch
-    ) -> dict[str, Tensor]: # Tensors `[n, …]`
+    def take(
+        self,
+        rows: Tensor,  # Row numbers, `[n]`
+        seed: int = 0,  # Of what is random in a row
+        epoch: int = 0,  # The same row differs from epoch to epoch
+    ) -> dict[str, Tensor]:  # Tensors `[n, …]`
         "Read these rows; raises `ValueError` if they do not fit together"
         items, rows = [], rows.tolist()
         with random_states_kept():
@@ -111,138 +165,202 @@ class Items(Dataset):
                 items.append({k: torch.as_tensor(v) for k, v in self.read(row).items()})
         return _stack(items, rows)
 
+
 # %% ../nbs/21_data.ipynb #506c5cc0
 def _undeclared(owner, where, key, span, white_levels):
     "The refusal of bytes of which nobody said what they are"
-    line = f"white_level = {shown({**white_levels, key: 255})}"
+    line = f'white_level = {shown({**white_levels, key: 255})}'
     return InvalidValue(
-        f"`white_level` of {owner} must have an entry for {key!r}, "
-        f"which holds whole numbers from {span[0]} to {span[1]} in {where}: add `{line}` to the class "
-        f"for pixels, with 1 instead of 255 for zeros and ones, or return `{key}.float()`")
+        f'`white_level` of {owner} must have an entry for {key!r}, '
+        f'which holds whole numbers from {span[0]} to {span[1]} in {where}: add `{line}` to the '
+        'class '
+        f'for pixels, with 1 instead of 255 for zeros and ones, or return `{key}.float()`'
+    )
+
 
 def _whole_range(
-    values:Tensor # Whole numbers, or true and false
-) -> tuple[int, int]: # The smallest and the largest
+    values: Tensor,  # Whole numbers, or true and false
+) -> tuple[int, int]:  # The smallest and the largest
     "The range of whole numbers, of any type"
     low, high = (values if values.dtype is torch.uint8 else values.long()).aminmax()
     return int(low), int(high)
 
-def _is_whole(dtype): return not (dtype.is_floating_point or dtype.is_complex)
+
+def _is_whole(dtype):
+    return not (dtype.is_floating_point or dtype.is_complex)
+
 
 def as_numbers(
-    owner:str, # Name of the data set, for the message
-    key:str, # Name of the tensor in a batch
-    values:Tensor, # `[n, …]`
-    white_levels:Mapping[str, float] # By key
-) -> Tensor: # What models see, `[n, …]`
-    "Divide pixels by their white level, make labels int64; raises `InvalidValue` for undeclared bytes named `x`"
+    owner: str,  # Name of the data set, for the message
+    key: str,  # Name of the tensor in a batch
+    values: Tensor,  # `[n, …]`
+    white_levels: Mapping[str, float],  # By key
+) -> Tensor:  # What models see, `[n, …]`
+    """Divide pixels by their white level, make labels int64; raises `InvalidValue` for undeclared
+    bytes named `x`
+    """
     dtype = values.dtype
-    if not _is_whole(dtype): return values
-    if key in white_levels: return values.float().div_(white_levels[key])
+    if not _is_whole(dtype):
+        return values
+    if key in white_levels:
+        return values.float().div_(white_levels[key])
     is_byte = dtype is torch.uint8
     if key == 'x':
-        if is_byte: raise _undeclared(owner, 'a batch', key, _whole_range(values), white_levels)
+        if is_byte:
+            raise _undeclared(owner, 'a batch', key, _whole_range(values), white_levels)
         return values.float() if dtype is torch.bool else values
     is_target = key == 'y' and dtype is not torch.int64
-    if not is_byte and not is_target: return values
+    if not is_byte and not is_target:
+        return values
     return values.long() if values.ndim < 2 else values.float()
+
 
 # %% ../nbs/21_data.ipynb #d1e21115
 def _check_white_levels(owner, white_levels):
     "Raise `InvalidType` or `InvalidValue` unless these are positive numbers by key"
     if not isinstance(white_levels, Mapping):
-        raise InvalidType(f"`white_level` of {owner} must be a mapping such as {{'x': 255}}, "
-                          f"got {shown(white_levels)}")
-    for key, level in white_levels.items(): real(f'white_level[{key!r}]', level, above=0)
+        raise InvalidType(
+            f"`white_level` of {owner} must be a mapping such as {{'x': 255}}, "
+            f'got {shown(white_levels)}'
+        )
+    for key, level in white_levels.items():
+        real(f'white_level[{key!r}]', level, above=0)
+
 
 def _check_declared(owner, where, key, span, level, complete):
     "Raise `InvalidValue` for values above white, warn if all are dark"
     low, high = span
     held = f'whole numbers from {low} to {high} in {where}'
     if low < 0 or high > level:
-        raise InvalidValue(f"{key!r} of {owner} must lie between 0 and its `white_level`, {level}, got {held}")
-    is_dark = high < .1*level and (complete or high == 1) # a few rows may be dark by chance
-    if is_dark: warnings.warn(f"{key!r} of {owner} is nearly black, with {held}, and white is {level}. "
-                              f"Give the `white_level` that the pixels have", stacklevel=3)
+        raise InvalidValue(
+            f'{key!r} of {owner} must lie between 0 and its `white_level`, {level}, got {held}'
+        )
+    # a few rows may be dark by chance
+    is_dark = high < 0.1 * level and (complete or high == 1)
+    if is_dark:
+        warnings.warn(
+            f'{key!r} of {owner} is nearly black, with {held}, and white is {level}. '
+            f'Give the `white_level` that the pixels have',
+            stacklevel=3,
+        )
+
 
 def _check_whole_numbers(
-    owner:str, # Name of the data set, for the message
-    where:str, # What is checked, for the message
-    tensors:Mapping[str, Tensor], # A split, or a batch of one
-    white_levels:Mapping[str, float], # By key
-    complete:bool # Is it a whole split?
+    owner: str,  # Name of the data set, for the message
+    where: str,  # What is checked, for the message
+    tensors: Mapping[str, Tensor],  # A split, or a batch of one
+    white_levels: Mapping[str, float],  # By key
+    complete: bool,  # Is it a whole split?
 ) -> None:
     "Raise `InvalidValue`, or warn, if the range of whole numbers contradicts their declaration"
     for key, values in tensors.items():
         declared = key in white_levels
-        if not _is_whole(values.dtype) or not (declared or values.dtype is torch.uint8): continue
+        if not _is_whole(values.dtype) or not (declared or values.dtype is torch.uint8):
+            continue
         low, high = _whole_range(values)
-        if declared: _check_declared(owner, where, key, (low, high), white_levels[key], complete)
-        elif key == 'x': raise _undeclared(owner, where, key, (low, high), white_levels)
+        if declared:
+            _check_declared(owner, where, key, (low, high), white_levels[key], complete)
+        elif key == 'x':
+            raise _undeclared(owner, where, key, (low, high), white_levels)
         elif values.ndim > 1 and high > 1:
-            line = f"white_level = {shown({**white_levels, key: 255})}"
-            warnings.warn(f"{key!r} of {owner} is not divided: {where} holds whole numbers "
-                          f"from {low} to {high}. If these are pixels, add `{line}` to the class", stacklevel=2)
+            line = f'white_level = {shown({**white_levels, key: 255})}'
+            warnings.warn(
+                f'{key!r} of {owner} is not divided: {where} holds whole numbers '
+                f'from {low} to {high}. If these are pixels, add `{line}` to the class',
+                stacklevel=2,
+            )
+
 
 # %% ../nbs/21_data.ipynb #d66cb18c
 def _as_split(opened):
-    if isinstance(opened, Mapping): return Split(opened)
+    if isinstance(opened, Mapping):
+        return Split(opened)
     return opened if isinstance(opened, (Split, Items)) else Items(opened)
+
 
 # %% ../nbs/21_data.ipynb #51ea8cf4
 class Data(Part):
-    "Named splits, opened when they are first asked for; subclasses say which there are and how to `open` one"
+    """Named splits, opened when they are first asked for; subclasses say which there are and how to
+    `open` one
+    """
+
     splits = ('train', 'valid', 'test')
-    white_level = {} # The whole number that is white, by key: `{'x': 255}` for pixels of eight bits
-    _opened, _checked = None, 0 # splits by name, and how many of them `prepare` has checked
+    # The whole number that is white, by key: `{'x': 255}` for pixels of eight bits
+    white_level = {}
+    # splits by name, and how many of them `prepare` has checked
+    _opened, _checked = None, 0
 
     @abstractmethod
-    def open(self,
-        name:str # One of `splits`
-    ) -> dict[str, Tensor]|Split|Items|Dataset: # Its tensors if they fit in memory, else a split, or a data set, whose rows are read one by one
+    def open(
+        self,
+        name: str,  # One of `splits`
+        # Its tensors if they fit in memory, else a split, or a data set, whose rows are read one by
+        # one
+    ) -> dict[str, Tensor] | Split | Items | Dataset:
         "Open one split"
 
-    def __getitem__(self,
-        name:str # One of `splits`, or several joined by `+`
-    ) -> Split|Items: # The split
+    def __getitem__(
+        self,
+        name: str,  # One of `splits`, or several joined by `+`
+    ) -> Split | Items:  # The split
         "A split by its name; raises `UnknownName`, with the nearest, for others"
-        if self._opened is None: self._opened = {}
+        if self._opened is None:
+            self._opened = {}
         opened = self._opened
         if name not in opened:
             first, *others = [known('split', part, self.splits) for part in str(name).split('+')]
-            opened[name] = sum((self[o] for o in others), start=self[first]) if others else _as_split(self.open(first))
+            opened[name] = (
+                sum((self[o] for o in others), start=self[first])
+                if others
+                else _as_split(self.open(first))
+            )
         return opened[name]
 
-    _place = None # where the files were found
+    _place = None  # where the files were found
 
-    def place(self,
-        root:str|Path|None=None # A folder; by default the device's folder of data
-    ) -> Path: # The same, absolute
-        "Where the files are; found once, so that it is the same folder after the process has moved to another one"
-        if self._place is None: self._place = Path(root or find_device().data_root).expanduser().absolute()
+    def place(
+        self,
+        root: str | Path | None = None,  # A folder; by default the device's folder of data
+    ) -> Path:  # The same, absolute
+        """Where the files are; found once, so that it is the same folder after the process has
+        moved to another one
+        """
+        if self._place is None:
+            self._place = Path(root or find_device().data_root).expanduser().absolute()
         return self._place
 
-    def _ipython_key_completions_(self): return list(self.splits)
-    def _remark(self): return 'splits ' + ', '.join(self.splits)
+    def _ipython_key_completions_(self):
+        return list(self.splits)
 
-    def prepare(self,
-        batch:dict[str, Tensor] # A batch, on the device it will be used on
-    ) -> dict[str, Tensor]: # What models see
-        "Turn pixels into numbers in [0, 1] and labels into int64; raises `InvalidValue` for bytes that are not declared"
+    def _remark(self):
+        return 'splits ' + ', '.join(self.splits)
+
+    def prepare(
+        self,
+        batch: dict[str, Tensor],  # A batch, on the device it will be used on
+    ) -> dict[str, Tensor]:  # What models see
+        """Turn pixels into numbers in [0, 1] and labels into int64; raises `InvalidValue` for bytes
+        that are not declared
+        """
         self.check_numbers(batch)
         owner, white_levels = type(self).__name__, self.white_level
         return {k: as_numbers(owner, k, v, white_levels) for k, v in batch.items()}
 
-    def check_numbers(self,
-        batch:dict[str, Tensor] # Checked instead of rows that are not in memory
+    def check_numbers(
+        self,
+        batch: dict[str, Tensor],  # Checked instead of rows that are not in memory
     ) -> None:
-        "Check the whole numbers of the splits that were opened since the last call; raises `InvalidType` or `InvalidValue`"
+        """Check the whole numbers of the splits that were opened since the last call; raises
+        `InvalidType` or `InvalidValue`
+        """
         opened = self._opened or {}
-        if self._checked == len(opened): return
+        if self._checked == len(opened):
+            return
         owner = type(self).__name__
         _check_white_levels(owner, self.white_level)
-        for name in list(opened)[self._checked:]:
-            if '+' in name: continue # its parts have been opened too
+        for name in list(opened)[self._checked :]:
+            if '+' in name:
+                continue  # its parts have been opened too
             split = opened[name]
             complete = isinstance(split, Split)
             where, tensors = (f'split {name!r}', split.tensors) if complete else ('a batch', batch)
@@ -254,106 +372,172 @@ class Data(Part):
         "Shape of one `x`"
         return tuple(self[self.splits[0]][0]['x'].shape)
 
+
 # %% ../nbs/21_data.ipynb #8f7cce38
 class Loader:
     "Batches of a split, in a new order each epoch if shuffled; knows its position"
-    def __init__(self,
-        split:Split|Items, # Where rows come from
-        batch_size:int, # Rows in a batch, of all processes together; the last batch may have fewer
-        shuffle:bool=False, # In random order?
-        seed:int=0, # Of the random order, and of what is random in a row
-        workers:int=0, # Processes that read ahead, whole batches, where rows are read one by one; 0 reads in this one
-        pin_memory:bool=False, # Put batches into pinned memory, from where a GPU copies faster? Ignored without a GPU
-        rank:int=0, # Number of this process among those that train together
-        world:int=1 # How many train together
+
+    def __init__(
+        self,
+        split: Split | Items,  # Where rows come from
+        # Rows in a batch, of all processes together; the last batch may have fewer
+        batch_size: int,
+        shuffle: bool = False,  # In random order?
+        seed: int = 0,  # Of the random order, and of what is random in a row
+        # Processes that read ahead, whole batches, where rows are read one by one; 0 reads in this
+        # one
+        workers: int = 0,
+        # Put batches into pinned memory, from where a GPU copies faster? Ignored without a GPU
+        pin_memory: bool = False,
+        rank: int = 0,  # Number of this process among those that train together
+        world: int = 1,  # How many train together
     ):
-        self.split, self.batch_size, self.shuffle, self.seed = split, whole('batch_size', batch_size), shuffle, whole('seed', seed, least=0)
+        self.split, self.batch_size, self.shuffle, self.seed = (
+            split,
+            whole('batch_size', batch_size),
+            shuffle,
+            whole('seed', seed, least=0),
+        )
         self.workers, self.pin_memory = whole('workers', workers, least=0), pin_memory
         self.rank, self.world = whole('rank', rank, least=0), whole('world', world)
-        if rank >= world: raise InvalidValue(f"`rank` must be less than `world`, {world}, got {rank}")
-        if batch_size < world: raise InvalidValue(f"`batch_size` must be at least 1 for each of {world} processes, got {batch_size}")
-        if len(split) < world: raise InvalidValue(f"`split` must have at least a row for each of {world} processes, got {len(split)}")
+        if rank >= world:
+            raise InvalidValue(f'`rank` must be less than `world`, {world}, got {rank}')
+        if batch_size < world:
+            raise InvalidValue(
+                f'`batch_size` must be at least 1 for each of {world} processes, got {batch_size}'
+            )
+        if len(split) < world:
+            raise InvalidValue(
+                f'`split` must have at least a row for each of {world} processes, got {len(split)}'
+            )
         self.epoch = self.position = 0
 
     def __len__(self):
         full, rest = divmod(len(self.split), self.batch_size)
         return full + (rest >= self.world)
 
-    def order(self,
-        epoch:int|None=None # Number of the epoch; this one by default
-    ) -> Tensor: # Row numbers, `[n]`
+    def order(
+        self,
+        epoch: int | None = None,  # Number of the epoch; this one by default
+    ) -> Tensor:  # Row numbers, `[n]`
         "The order of an epoch"
-        if not self.shuffle: return torch.arange(len(self.split))
-        generator = torch.Generator().manual_seed(self.seed*1_000_003 + (self.epoch if epoch is None else epoch))
+        if not self.shuffle:
+            return torch.arange(len(self.split))
+        generator = torch.Generator().manual_seed(
+            self.seed * 1_000_003 + (self.epoch if epoch is None else epoch)
+        )
         return torch.randperm(len(self.split), generator=generator)
 
-    def state_dict(self): return {'epoch': self.epoch, 'position': self.position, 'seed': self.seed}
-    def load_state_dict(self, state): self.epoch, self.position, self.seed = state['epoch'], state['position'], state.get('seed', self.seed)
+    def state_dict(self):
+        return {'epoch': self.epoch, 'position': self.position, 'seed': self.seed}
+
+    def load_state_dict(self, state):
+        self.epoch, self.position, self.seed = (
+            state['epoch'],
+            state['position'],
+            state.get('seed', self.seed),
+        )
+
 
 # %% ../nbs/21_data.ipynb #6ebca203
 @patch
-def shares(self:Loader,
-    epoch:int|None=None # Number of the epoch; this one by default
-) -> list[Tensor]: # Row numbers
+def shares(
+    self: Loader,
+    epoch: int | None = None,  # Number of the epoch; this one by default
+) -> list[Tensor]:  # Row numbers
     "This process's rows of each batch of an epoch"
     parts = self.order(epoch).split(self.batch_size)
-    return parts if self.world == 1 else [part.tensor_split(self.world)[self.rank] for part in parts[:len(self)]]
+    return (
+        parts
+        if self.world == 1
+        else [part.tensor_split(self.world)[self.rank] for part in parts[: len(self)]]
+    )
+
 
 @patch
-def rows(self:Loader,
-    batch:int # Which one, counted from 0 since the first epoch began
-) -> Tensor: # Row numbers
+def rows(
+    self: Loader,
+    batch: int,  # Which one, counted from 0 since the first epoch began
+) -> Tensor:  # Row numbers
     "This process's rows of any batch, given or not: for whoever wants to know what was in it"
     epoch, position = divmod(batch, len(self))
     return self.shares(epoch)[position]
 
+
 # %% ../nbs/21_data.ipynb #333166a9
 @patch
-def __iter__(self:Loader) -> Iterator[dict[str, Tensor]]:
+def __iter__(self: Loader) -> Iterator[dict[str, Tensor]]:
     parts = self.shares()
-    for batch in self.read(parts[self.position:]):
+    for batch in self.read(parts[self.position :]):
         self.position += 1
-        if self.position == len(parts): self.epoch, self.position = self.epoch + 1, 0
+        if self.position == len(parts):
+            self.epoch, self.position = self.epoch + 1, 0
         yield batch
 
+
 @patch
-def read(self:Loader,
-    parts:Iterable[Tensor] # Row numbers of each batch
-) -> Iterator[dict[str, Tensor]]: # The batches
+def read(
+    self: Loader,
+    parts: Iterable[Tensor],  # Row numbers of each batch
+) -> Iterator[dict[str, Tensor]]:  # The batches
     "Read batches of this epoch, ahead of their use if there are `workers`"
     lazy, pin = isinstance(self.split, Items), self.pin_memory and torch.cuda.is_available()
-    if lazy and self.workers: return self.read_ahead(parts, pin)
-    batches = map(partial(self.split.take, seed=self.seed, epoch=self.epoch) if lazy else self.split.take, parts)
+    if lazy and self.workers:
+        return self.read_ahead(parts, pin)
+    batches = map(
+        partial(self.split.take, seed=self.seed, epoch=self.epoch) if lazy else self.split.take,
+        parts,
+    )
     return ({k: v.pin_memory() for k, v in batch.items()} for batch in batches) if pin else batches
+
 
 # %% ../nbs/21_data.ipynb #1e030b90
 class _Asked:
     "What workers hold: the split, indexed by all that a batch depends on"
-    def __init__(self, split): self.split = split
-    def __getitem__(self, asked): return self.split.take(torch.tensor(asked[0]), *asked[1:])
 
-def _same(batch): return batch
+    def __init__(self, split):
+        self.split = split
+
+    def __getitem__(self, asked):
+        return self.split.take(torch.tensor(asked[0]), *asked[1:])
+
+
+def _same(batch):
+    return batch
+
 
 @patch
-def read_ahead(self:Loader,
-    parts:Iterable[Tensor], # Row numbers of each batch
-    pin:bool # Into pinned memory?
-) -> Iterator[dict[str, Tensor]]: # The batches
+def read_ahead(
+    self: Loader,
+    parts: Iterable[Tensor],  # Row numbers of each batch
+    pin: bool,  # Into pinned memory?
+) -> Iterator[dict[str, Tensor]]:  # The batches
     "Read batches in `workers` other processes"
     if '_ahead' not in self.__dict__:
         self._asked = []
-        self._ahead = DataLoader(_Asked(self.split), batch_size=None, sampler=self._asked, num_workers=self.workers, collate_fn=_same, pin_memory=pin,
-                                 persistent_workers=True, generator=torch.Generator())
+        self._ahead = DataLoader(
+            _Asked(self.split),
+            batch_size=None,
+            sampler=self._asked,
+            num_workers=self.workers,
+            collate_fn=_same,
+            pin_memory=pin,
+            persistent_workers=True,
+            generator=torch.Generator(),
+        )
     self._asked[:] = [(rows.tolist(), self.seed, self.epoch) for rows in parts]
     return iter(self._ahead)
 
+
 # %% ../nbs/21_data.ipynb #0512e063
 @patch
-def in_memory(self:Items,
-    workers:int=0 # Processes that read
-) -> Split: # All rows
+def in_memory(
+    self: Items,
+    workers: int = 0,  # Processes that read
+) -> Split:  # All rows
     "Read every row once"
     tensors = {k: torch.empty(len(self), *v.shape, dtype=v.dtype) for k, v in self[0].items()}
     for i, batch in enumerate(Loader(self, 256, workers=workers)):
-        for k, v in batch.items(): tensors[k][256*i:256*i + len(v)] = v
+        for k, v in batch.items():
+            tensors[k][256 * i : 256 * i + len(v)] = v
     return Split(tensors)

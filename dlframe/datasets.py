@@ -17,11 +17,15 @@ from .data import Data
 from .faces import CelebA
 from .images import Digits, TorchvisionImages, torchvision_sets
 
+
 # %% ../nbs/24_datasets.ipynb #a1c42402
 class BinarizedMNIST(Data):
-    "MNIST binarised by Larochelle, 28×28: 50,000 images to train, 10,000 to validate, 10,000 to test, no labels"
+    """MNIST binarised by Larochelle, 28×28: 50,000 images to train, 10,000 to validate, 10,000 to
+    test, no labels
+    """
 
-    white_level, dequantize = {'x': 1}, False  # bits, of which there are no levels in between
+    # bits, of which there are no levels in between
+    white_level, dequantize = {'x': 1}, False
     file_name = 'binarized_mnist.npz'
 
     def __init__(
@@ -34,57 +38,106 @@ class BinarizedMNIST(Data):
         file = self.place(self.root) / self.file_name
         if not file.is_file():
             raise MissingFile(
-                f"`dataset` binarized_MNIST must be in {file.parent} as {self.file_name}, which is not "
-                "there and has no download: set DATA_ROOT to the folder that holds it"
+                f'`dataset` binarized_MNIST must be in {file.parent} as {self.file_name}, which '
+                'is not '
+                'there and has no download: set DATA_ROOT to the folder that holds it'
             )
         try:
             with np.load(file) as arrays:
                 packed = arrays[name]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
             raise InvalidValue(
-                f"{file} is damaged: {e}. Put a good copy in its place and run again"
+                f'{file} is damaged: {e}. Put a good copy in its place and run again'
             ) from e
         if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != 28 * 28 // 8:
             raise InvalidValue(
-                f"{file} is damaged: `{name}` has shape {packed.shape} of {packed.dtype}, and must "
-                "have 98 bytes for each image. Put a good copy in its place and run again"
+                f'{file} is damaged: `{name}` has shape {packed.shape} of {packed.dtype}, and must '
+                'have 98 bytes for each image. Put a good copy in its place and run again'
             )
         return {'x': torch.from_numpy(np.unpackbits(packed, axis=1)).view(-1, 1, 28, 28)}
+
 
 # %% ../nbs/24_datasets.ipynb #c8374f08
 own_sets = {'digits': Digits, 'CelebA': CelebA, 'binarized_MNIST': BinarizedMNIST}
 
+
 def dataset(
-    name:str, # A name in `own_sets`, or in `dlframe.images.torchvision_sets`
-    **options # What else the set takes: `binarize`, `pixels`, `target`, …
-) -> Data: # The data set, not yet opened
-    "A data set by its name; raises `UnknownName`, with the nearest, for a name or an option that is not there"
+    name: str,  # A name in `own_sets`, or in `dlframe.images.torchvision_sets`
+    **options,  # What else the set takes: `binarize`, `pixels`, `target`, …
+) -> Data:  # The data set, not yet opened
+    """A data set by its name; raises `UnknownName`, with the nearest, for a name or an option that
+    is not there
+    """
     known('dataset', name, [*own_sets, *torchvision_sets])
-    for option in options: known(f'{name} option', option, _takes(name))
+    for option in options:
+        known(f'{name} option', option, _takes(name))
     return own_sets[name](**options) if name in own_sets else TorchvisionImages(name, **options)
+
 
 def _takes(name):
     "Names of the options of a set"
-    if name in own_sets: return list(inspect.signature(own_sets[name].__init__).parameters)[1:]
+    if name in own_sets:
+        return list(inspect.signature(own_sets[name].__init__).parameters)[1:]
     import torchvision.datasets as sets
-    ours = list(inspect.signature(TorchvisionImages.__init__).parameters)[2:-1] # all but `self`, `name` and `options`
-    if name != 'ImageFolder': ours.remove('split_folders')
+
+    # all but `self`, `name` and `options`
+    ours = list(inspect.signature(TorchvisionImages.__init__).parameters)[2:-1]
+    if name != 'ImageFolder':
+        ours.remove('split_folders')
     of_splits = {option for ask in torchvision_sets[name].values() for option in ask}
-    said = {'self', 'download', 'transform', 'target_transform', 'transforms', 'kwargs', *of_splits, *ours} # elsewhere
-    return [*ours, *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in said)]
+    # elsewhere
+    said = {
+        'self',
+        'download',
+        'transform',
+        'target_transform',
+        'transforms',
+        'kwargs',
+        *of_splits,
+        *ours,
+    }
+    return [
+        *ours,
+        *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in said),
+    ]
+
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def targets(
-    data:Data # A data set with `y`
-) -> dict[str, int]: # `{'classes': 10}`, `{'dim': 10}` or `{'attributes': 40}`: an argument of `dlframe.architectures.predictor`
-    "The kind and the number of targets; opens the first split; raises `InvalidValue` for one-hot labels and other shapes"
+    data: Data,  # A data set with `y`
+    # `{'classes': 10}`, `{'dim': 10}` or `{'attributes': 40}`: an argument of
+    # `dlframe.architectures.predictor`
+) -> dict[str, int]:
+    """The kind and the number of targets; opens the first split; raises `InvalidValue` for one-hot
+    labels and other shapes
+    """
     split = data[data.splits[0]]
-    if 'y' not in split[0]: raise InvalidValue(f"`data` must have targets `y` to predict, got a {type(data).__name__} of {', '.join(split[0])}")
-    y = split.tensors['y'] if hasattr(split, 'tensors') else split.take(torch.arange(min(100, len(split))))['y']
-    if y.ndim == 1 and not y.is_floating_point(): return {'classes': getattr(data, 'n_classes', int(y.max()) + 1)}
-    if y.ndim != 2: raise InvalidValue(f"`y` must be labels, or hold a row of numbers for each picture, got shape {tuple(y.shape)} of {y.dtype}")
-    if y.dtype is torch.int64: raise InvalidValue(f"`y` must hold real numbers if it has a row for each picture, got shape {tuple(y.shape)} of int64: return `y.float()`")
+    if 'y' not in split[0]:
+        raise InvalidValue(
+            f'`data` must have targets `y` to predict, got a {type(data).__name__} of '
+            f'{", ".join(split[0])}'
+        )
+    y = (
+        split.tensors['y']
+        if hasattr(split, 'tensors')
+        else split.take(torch.arange(min(100, len(split))))['y']
+    )
+    if y.ndim == 1 and not y.is_floating_point():
+        return {'classes': getattr(data, 'n_classes', int(y.max()) + 1)}
+    if y.ndim != 2:
+        raise InvalidValue(
+            '`y` must be labels, or hold a row of numbers for each picture, got shape '
+            f'{tuple(y.shape)} of {y.dtype}'
+        )
+    if y.dtype is torch.int64:
+        raise InvalidValue(
+            '`y` must hold real numbers if it has a row for each picture, got shape '
+            f'{tuple(y.shape)} of int64: return `y.float()`'
+        )
     binary = bool(((y == 0) | (y == 1)).all())
     if binary and y.shape[1] > 1 and len(y) > 1 and (y.sum(1) == 1).all():
-        raise InvalidValue(f"`y` must hold labels if it has one 1 in each row, got one-hot rows of {y.shape[1]} columns: return `y.argmax(1)`")
+        raise InvalidValue(
+            f'`y` must hold labels if it has one 1 in each row, got one-hot rows of {y.shape[1]} '
+            'columns: return `y.argmax(1)`'
+        )
     return {'attributes' if binary else 'dim': y.shape[1]}

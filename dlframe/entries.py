@@ -16,78 +16,114 @@ from torch import Tensor
 
 from .checks import InvalidValue
 
+
 # %% ../nbs/31_entries.ipynb #c46f97fa
 @dataclass(frozen=True)
 class Entry:
     "Something to log; one of the classes below"
-    def numbers(self,
-        name:str # What it is logged as
-    ) -> dict[str, float]: # By the names they are logged as; none in a picture
+
+    def numbers(
+        self,
+        name: str,  # What it is logged as
+    ) -> dict[str, float]:  # By the names they are logged as; none in a picture
         "The numbers in it"
         return {}
+
 
 @dataclass(frozen=True)
 class Scalar(Entry):
     "One number"
-    value:float # Any finite or infinite number
-    def numbers(self, name): return {name: self.value}
+
+    value: float  # Any finite or infinite number
+
+    def numbers(self, name):
+        return {name: self.value}
+
 
 @dataclass(frozen=True)
 class Scalars(Entry):
     "Several numbers that belong together; logged as `name/key`"
-    values:dict[str, float] # Numbers by name
-    def numbers(self, name): return {f'{name}/{k}': v for k, v in self.values.items()}
+
+    values: dict[str, float]  # Numbers by name
+
+    def numbers(self, name):
+        return {f'{name}/{k}': v for k, v in self.values.items()}
+
 
 @dataclass(frozen=True)
 class Figure(Entry):
     "A plot"
-    figure:Any # A matplotlib `Figure`
+
+    figure: Any  # A matplotlib `Figure`
 
     def _repr_png_(self):
         buffer = BytesIO()
         self.figure.savefig(buffer, format='png', dpi=self.figure.dpi, bbox_inches='tight')
         return buffer.getvalue()
 
+
 @dataclass(frozen=True)
 class Table(Entry):
     "Rows and columns"
-    table:Any # A pandas `DataFrame`
+
+    table: Any  # A pandas `DataFrame`
+
 
 @dataclass(frozen=True)
 class Text(Entry):
     "Plain text"
-    text:str # In Markdown, if at all
+
+    text: str  # In Markdown, if at all
+
 
 # %% ../nbs/31_entries.ipynb #9649cef8
 @dataclass(frozen=True)
 class Image(Entry):
     "One picture: numbers in [0, 1], `[C, H, W]` with 1 or 3 channels; others are clipped"
-    pixels:Tensor # As a network gives them; kept as bytes on the CPU
+
+    pixels: Tensor  # As a network gives them; kept as bytes on the CPU
 
     def __post_init__(self):
         p = self.pixels
-        if p.ndim != 3 or p.shape[0] not in (1, 3): raise InvalidValue(f"`pixels` must have shape (1 or 3, H, W), got {tuple(p.shape)}")
-        if p.dtype is not torch.uint8: p = (p.detach().float().nan_to_num(0).clamp(0, 1)*255).round().to(torch.uint8)
+        if p.ndim != 3 or p.shape[0] not in (1, 3):
+            raise InvalidValue(f'`pixels` must have shape (1 or 3, H, W), got {tuple(p.shape)}')
+        if p.dtype is not torch.uint8:
+            p = (p.detach().float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8)
         object.__setattr__(self, 'pixels', p.cpu())
 
     def pil(self):
         "As a `PIL.Image`, which notebooks show"
         from PIL import Image as Pil
-        return Pil.fromarray(self.pixels[0].numpy() if len(self.pixels) == 1 else self.pixels.permute(1, 2, 0).numpy())
+
+        return Pil.fromarray(
+            self.pixels[0].numpy()
+            if len(self.pixels) == 1
+            else self.pixels.permute(1, 2, 0).numpy()
+        )
 
     def _repr_png_(self):
         picture = self.pil()
-        scale = max(1, round(400/picture.width))
-        return picture.resize((scale*picture.width, scale*picture.height), resample=0)._repr_png_()
+        scale = max(1, round(400 / picture.width))
+        return picture.resize(
+            (scale * picture.width, scale * picture.height), resample=0
+        )._repr_png_()
+
 
 # %% ../nbs/31_entries.ipynb #9d7ed56d
 def grid(
-    images:Tensor, # Numbers in [0, 1] (or bytes), `[n, C, H, W]`
-    columns:int|None=None # Pictures in a row
-) -> Image: # One picture
+    images: Tensor,  # Numbers in [0, 1] (or bytes), `[n, C, H, W]`
+    columns: int | None = None,  # Pictures in a row
+) -> Image:  # One picture
     "Lay pictures out side by side, with a border of one pixel"
     from torchvision.utils import make_grid
-    if images.ndim != 4: raise InvalidValue(f"`images` must have shape [n, C, H, W], got {tuple(images.shape)}")
+
+    if images.ndim != 4:
+        raise InvalidValue(f'`images` must have shape [n, C, H, W], got {tuple(images.shape)}')
     images = images.detach().float().div(255) if images.dtype is torch.uint8 else images.detach()
-    picture = make_grid(images.clamp(0, 1).cpu(), nrow=columns or ceil(sqrt(1.5*len(images))), padding=1, pad_value=.5)
+    picture = make_grid(
+        images.clamp(0, 1).cpu(),
+        nrow=columns or ceil(sqrt(1.5 * len(images))),
+        padding=1,
+        pad_value=0.5,
+    )
     return Image(picture if images.shape[1] == 3 else picture[:1])

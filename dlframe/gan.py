@@ -16,149 +16,235 @@ from .distributions import centre, kl
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
 
+
 # %% ../nbs/14_gan.ipynb #0cadc9b8
 class GAN(Model):
     "A generative adversarial network, with the non-saturating loss"
+
     players = {'discriminator': ('discriminator',), 'generator': ('generator',)}
 
-    def __init__(self,
-        generator:nn.Module, # Latents `[..., *latent]` to a distribution over data, whose mean is the sample
-        discriminator:nn.Module, # Data `[..., *shape]` to a coin that says "this is data"
-        prior:nn.Module # A distribution over latents, from no input
+    def __init__(
+        self,
+        # Latents `[..., *latent]` to a distribution over data, whose mean is the sample
+        generator: nn.Module,
+        discriminator: nn.Module,  # Data `[..., *shape]` to a coin that says "this is data"
+        prior: nn.Module,  # A distribution over latents, from no input
     ):
         super().__init__()
         check_parts(prior, prior, generator=generator)
         if tuple(discriminator.in_shape) != tuple(generator.event_shape):
-            raise InvalidValue(f"`discriminator.in_shape` must be that of the generator's data, {tuple(generator.event_shape)}, got {tuple(discriminator.in_shape)}")
+            raise InvalidValue(
+                "`discriminator.in_shape` must be that of the generator's data, "
+                f'{tuple(generator.event_shape)}, got {tuple(discriminator.in_shape)}'
+            )
         self.generator, self.discriminator, self.prior = generator, discriminator, prior
 
-    def forward(self,
-        batch:dict[str, Tensor], # `{'x': [batch, *shape]}`; other entries are not looked at
-        player:str|None=None # `'generator'` or `'discriminator'`; both if `None`
-    ) -> dict[str, Tensor]: # `loss` and terms of one player, or `generator.loss`, … and `loss`, their sum; `[batch]` each
-        "Whose turn it is, minus the logarithm of the probability of being right (or of being believed)"
-        return all_players(self, batch) if player is None else getattr(self, f'_{known("player", player, self.players)}')(batch['x'])
+    def forward(
+        self,
+        # `{'x': [batch, *shape]}`; other entries are not looked at
+        batch: dict[str, Tensor],
+        player: str | None = None,  # `'generator'` or `'discriminator'`; both if `None`
+        # `loss` and terms of one player, or `generator.loss`, … and `loss`, their sum; `[batch]`
+        # each
+    ) -> dict[str, Tensor]:
+        """Whose turn it is, minus the logarithm of the probability of being right (or of being
+        believed)
+        """
+        return (
+            all_players(self, batch)
+            if player is None
+            else getattr(self, f'_{known("player", player, self.players)}')(batch['x'])
+        )
 
-    def _generator(self, x): return {'loss': verdict(self.discriminator(self.fake(len(x))), True)}
+    def _generator(self, x):
+        return {'loss': verdict(self.discriminator(self.fake(len(x))), True)}
 
     def _discriminator(self, x):
-        with torch.no_grad(): fake = self.fake(len(x))
+        with torch.no_grad():
+            fake = self.fake(len(x))
         data, made = verdict(self.discriminator(x), True), verdict(self.discriminator(fake), False)
         return {'loss': data + made, 'data': data, 'made': made}
 
-    def fake(self,
-        n:int # How many
-    ) -> Tensor: # Data, `[n, *shape]`
+    def fake(
+        self,
+        n: int,  # How many
+    ) -> Tensor:  # Data, `[n, *shape]`
         "Samples through which gradients flow"
         return centre(self.generator(self.prior().sample((n,))))
 
-    def sample(self,
-        n:int # How many
-    ) -> Tensor: # Data, `[n, *shape]`
+    def sample(
+        self,
+        n: int,  # How many
+    ) -> Tensor:  # Data, `[n, *shape]`
         "What the generator makes of samples of the prior"
         return self.fake(n).detach()
 
+
 # %% ../nbs/14_gan.ipynb #c9c842bc
 def verdict(
-    coin:Distribution, # What the discriminator says, `[batch]`
-    data:bool # Should it say "this is data"?
-) -> Tensor: # Nats, `[batch]`
+    coin: Distribution,  # What the discriminator says, `[batch]`
+    data: bool,  # Should it say "this is data"?
+) -> Tensor:  # Nats, `[batch]`
     "Minus the logarithm of the probability that the discriminator gives to one answer"
     return -coin.log_prob(torch.full_like(coin.mean, float(data)))
 
+
 def all_players(
-    model:Model, # Has `players`
-    batch:dict[str, Tensor] # What its players look at
-) -> dict[str, Tensor]: # `generator.loss`, …, and `loss`, the sum of all players' losses; `[batch]` each
+    model: Model,  # Has `players`
+    batch: dict[str, Tensor],  # What its players look at
+    # `generator.loss`, …, and `loss`, the sum of all players' losses; `[batch]` each
+) -> dict[str, Tensor]:
     "The terms of every player, under dotted names"
     terms = {p: model(batch, p) for p in model.players}
-    return {'loss': sum(t['loss'] for t in terms.values()), **{f'{p}.{k}': v for p, t in terms.items() for k, v in t.items()}}
+    return {
+        'loss': sum(t['loss'] for t in terms.values()),
+        **{f'{p}.{k}': v for p, t in terms.items() for k, v in t.items()},
+    }
+
 
 # %% ../nbs/14_gan.ipynb #af4415f5
 class VAEGAN(Model):
     "A variational autoencoder whose distortion is measured on the features of a discriminator"
-    players = {'encoder': ('encoder', 'prior'), 'decoder': ('decoder',), 'discriminator': ('discriminator',)}
 
-    def __init__(self,
-        encoder:nn.Module, # q(z|x): data `[..., *shape]` to a distribution over latents
-        decoder:nn.Module, # Latents `[..., *latent]` to a distribution over data, whose mean is the picture
-        discriminator:nn.Module, # Data `[..., *shape]` to a coin that says "this is data"; the features are what its `body` gives
-        prior:nn.Module, # p(z): a distribution over latents, from no input
-        gamma:float=.1, # Weight of the distortion against being found out, in the decoder's loss
-        beta:float|Ramp=1. # Weight of the rate in the encoder's loss; features of a small discriminator want less than 1
+    players = {
+        'encoder': ('encoder', 'prior'),
+        'decoder': ('decoder',),
+        'discriminator': ('discriminator',),
+    }
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # q(z|x): data `[..., *shape]` to a distribution over latents
+        # Latents `[..., *latent]` to a distribution over data, whose mean is the picture
+        decoder: nn.Module,
+        # Data `[..., *shape]` to a coin that says "this is data"; the features are what its `body`
+        # gives
+        discriminator: nn.Module,
+        prior: nn.Module,  # p(z): a distribution over latents, from no input
+        # Weight of the distortion against being found out, in the decoder's loss
+        gamma: float = 0.1,
+        # Weight of the rate in the encoder's loss; features of a small discriminator want less than
+        # 1
+        beta: float | Ramp = 1.0,
     ):
         super().__init__()
         check_parts(encoder, prior, decoder=decoder)
         for name, part in {'encoder': encoder, 'discriminator': discriminator}.items():
-            if tuple(part.in_shape) != tuple(decoder.event_shape): raise InvalidValue(f"`{name}.in_shape` must be that of the decoder's data, {tuple(decoder.event_shape)}, got {tuple(part.in_shape)}")
-        self.encoder, self.decoder, self.discriminator, self.prior = encoder, decoder, discriminator, prior
+            if tuple(part.in_shape) != tuple(decoder.event_shape):
+                raise InvalidValue(
+                    f"`{name}.in_shape` must be that of the decoder's data, "
+                    f'{tuple(decoder.event_shape)}, got {tuple(part.in_shape)}'
+                )
+        self.encoder, self.decoder, self.discriminator, self.prior = (
+            encoder,
+            decoder,
+            discriminator,
+            prior,
+        )
         self.gamma, self.beta = real('gamma', gamma, least=0), weight('beta', beta)
 
-    def forward(self,
-        batch:dict[str, Tensor], # `{'x': [batch, *shape]}`; other entries are not looked at
-        player:str|None=None # `'encoder'`, `'decoder'` or `'discriminator'`; all if `None`
-    ) -> dict[str, Tensor]: # `loss` and terms of one player, or all under dotted names, and `loss`, their sum; `[batch]` each
+    def forward(
+        self,
+        # `{'x': [batch, *shape]}`; other entries are not looked at
+        batch: dict[str, Tensor],
+        # `'encoder'`, `'decoder'` or `'discriminator'`; all if `None`
+        player: str | None = None,
+        # `loss` and terms of one player, or all under dotted names, and `loss`, their sum;
+        # `[batch]` each
+    ) -> dict[str, Tensor]:
         "The loss of whose turn it is"
-        return all_players(self, batch) if player is None else getattr(self, f'_{known("player", player, self.players)}')(batch['x'])
+        return (
+            all_players(self, batch)
+            if player is None
+            else getattr(self, f'_{known("player", player, self.players)}')(batch['x'])
+        )
 
-    def distortion(self,
-        x:Tensor, # Data, `[batch, *shape]`
-        again:Tensor # Reconstructions, `[batch, *shape]`
-    ) -> Tensor: # Nats, `[batch]`
-        "Half the squared distance of features: a normal likelihood with scale 1, but for its constant"
-        return .5*(self.discriminator.body(x) - self.discriminator.body(again)).flatten(1).pow(2).sum(1)
+    def distortion(
+        self,
+        x: Tensor,  # Data, `[batch, *shape]`
+        again: Tensor,  # Reconstructions, `[batch, *shape]`
+    ) -> Tensor:  # Nats, `[batch]`
+        """Half the squared distance of features: a normal likelihood with scale 1, but for its
+        constant
+        """
+        return 0.5 * (self.discriminator.body(x) - self.discriminator.body(again)).flatten(1).pow(
+            2
+        ).sum(1)
+
 
 # %% ../nbs/14_gan.ipynb #41da3132
 @patch
-def _encoder(self:VAEGAN, x):
+def _encoder(self: VAEGAN, x):
     q = self.encoder(x)
     z = q.rsample()
     distortion, rate = self.distortion(x, centre(self.decoder(z))), kl(q, self.prior(), z)
-    return {'loss': distortion + now(self.beta)*rate, 'distortion': distortion, 'rate': rate}
+    return {'loss': distortion + now(self.beta) * rate, 'distortion': distortion, 'rate': rate}
+
 
 @patch
-def _pictures(self:VAEGAN, x):
-    return centre(self.decoder(self.encoder(x).sample())), centre(self.decoder(self.prior().sample((len(x),))))
+def _pictures(self: VAEGAN, x):
+    return centre(self.decoder(self.encoder(x).sample())), centre(
+        self.decoder(self.prior().sample((len(x),)))
+    )
+
 
 @patch
-def _decoder(self:VAEGAN, x):
+def _decoder(self: VAEGAN, x):
     again, made = self._pictures(x)
     distortion = self.distortion(x, again)
     found_out = verdict(self.discriminator(again), True) + verdict(self.discriminator(made), True)
-    return {'loss': self.gamma*distortion + found_out, 'distortion': distortion, 'found_out': found_out}
+    return {
+        'loss': self.gamma * distortion + found_out,
+        'distortion': distortion,
+        'found_out': found_out,
+    }
+
 
 @patch
-def _discriminator(self:VAEGAN, x):
-    with torch.no_grad(): again, made = self._pictures(x)
-    return {'loss': verdict(self.discriminator(x), True) + verdict(self.discriminator(again), False) + verdict(self.discriminator(made), False)}
+def _discriminator(self: VAEGAN, x):
+    with torch.no_grad():
+        again, made = self._pictures(x)
+    return {
+        'loss': verdict(self.discriminator(x), True)
+        + verdict(self.discriminator(again), False)
+        + verdict(self.discriminator(made), False)
+    }
+
 
 # %% ../nbs/14_gan.ipynb #1f4de20c
 @patch
-def encode(self:VAEGAN,
-    x:Tensor # Data, `[batch, *shape]`
-) -> Distribution: # Batch shape `[batch]`, event shape that of the latents
+def encode(
+    self: VAEGAN,
+    x: Tensor,  # Data, `[batch, *shape]`
+) -> Distribution:  # Batch shape `[batch]`, event shape that of the latents
     "The posterior q(z|x)"
     return self.encoder(x)
 
+
 @patch
-def decode(self:VAEGAN,
-    z:Tensor # Latents, `[..., *latent]`
-) -> Distribution: # Batch shape `[...]`, event shape that of the data
+def decode(
+    self: VAEGAN,
+    z: Tensor,  # Latents, `[..., *latent]`
+) -> Distribution:  # Batch shape `[...]`, event shape that of the data
     "A distribution whose mean is the picture"
     return self.decoder(z)
 
+
 @patch
-def reconstruct(self:VAEGAN,
-    x:Tensor, # Data, `[batch, *shape]`
-    sample_latents:bool=False # Sample the latents, instead of taking their mean?
-) -> Tensor: # Data, `[batch, *shape]`
+def reconstruct(
+    self: VAEGAN,
+    x: Tensor,  # Data, `[batch, *shape]`
+    sample_latents: bool = False,  # Sample the latents, instead of taking their mean?
+) -> Tensor:  # Data, `[batch, *shape]`
     "Encode and decode"
     q = self.encoder(x)
     return centre(self.decoder(q.sample() if sample_latents else centre(q)))
 
+
 @patch
-def sample(self:VAEGAN,
-    n:int # How many
-) -> Tensor: # Data, `[n, *shape]`
+def sample(
+    self: VAEGAN,
+    n: int,  # How many
+) -> Tensor:  # Data, `[n, *shape]`
     "Decode samples of the prior"
     return centre(self.decoder(self.prior().sample((n,))))

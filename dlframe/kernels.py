@@ -6,128 +6,235 @@
 __all__ = ['kernel_types', 'Layer', 'read_kernels', 'write_kernels', 'Kernels']
 
 # %% ../nbs/25_kernels.ipynb #5f8b12c0
-import math, os
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from .checks import InvalidType, InvalidValue, MissingFile, UnknownName, known, real, refusal_type, shown, wholes
+from dlframe.checks import (
+    InvalidType,
+    InvalidValue,
+    MissingFile,
+    UnknownName,
+    known,
+    real,
+    refusal_type,
+    shown,
+    wholes,
+)
 from .data import Data, Items, Split
 from .specs import read, write
 
 # %% ../nbs/25_kernels.ipynb #a5af7fab
-kernel_types = {'torch.float16': np.float16, 'torch.float32': np.float32, 'torch.float64': np.float64}
+kernel_types = {
+    'torch.float16': np.float16,
+    'torch.float32': np.float32,
+    'torch.float64': np.float64,
+}
+
 
 class Layer(NamedTuple):
     "Kernels of one layer, in all networks"
-    file:Path # Numbers in the order of this machine, without a header
-    shape:tuple # `(networks, outputs, inputs, *kernel)`
-    dtype:type # Of numpy
 
-    def map(self) -> np.ndarray: # Of `shape`, not yet read
+    file: Path  # Numbers in the order of this machine, without a header
+    shape: tuple  # `(networks, outputs, inputs, *kernel)`
+    dtype: type  # Of numpy
+
+    def map(self) -> np.ndarray:  # Of `shape`, not yet read
         "The kernels, by memory map"
         return np.memmap(self.file, self.dtype, 'r', shape=self.shape)
 
+
 def _layer(folder, name, given):
-    if not isinstance(given, Mapping): raise InvalidType(f"`{name}` must be a mapping with shape, dtype and vault, got {shown(given)}")
-    for key in 'shape', 'dtype', 'vault': known(name, key, given)
+    if not isinstance(given, Mapping):
+        raise InvalidType(
+            f'`{name}` must be a mapping with shape, dtype and vault, got {shown(given)}'
+        )
+    for key in 'shape', 'dtype', 'vault':
+        known(name, key, given)
     shape, file = tuple(wholes(f'{name}.shape', given['shape'])), given['vault']
     dtype = kernel_types[known(f'{name}.dtype', given['dtype'], kernel_types)]
-    if len(shape) < 4: raise InvalidValue(f"`{name}.shape` must be networks, outputs, inputs and the size of a kernel, got {shown(shape)}")
-    if not isinstance(file, str) or not file.isprintable() or len(file) > 200 or Path(file).name != file or file == '..': raise InvalidValue(f"`{name}.vault` must be the name of a file in the folder, got {shown(file)}")
-    if (folder/file).is_symlink() or not (folder/file).is_file(): raise InvalidValue(f"`{name}.vault` must be a file in the folder, got {file!r}, which is {'a link' if (folder/file).is_symlink() else 'none'}")
-    size, expected = (folder/file).stat().st_size, math.prod(shape)*dtype().itemsize
-    if expected >= 2**63: raise InvalidValue(f"`{name}.shape` must be one that a file can have, got {shown(shape)}")
-    if size != expected: raise InvalidValue(f"{folder/file} is damaged: it has {size:,} bytes instead of {expected:,}")
-    return Layer(folder/file, shape, dtype)
+    if len(shape) < 4:
+        raise InvalidValue(
+            f'`{name}.shape` must be networks, outputs, inputs and the size of a kernel, got '
+            f'{shown(shape)}'
+        )
+    if (
+        not isinstance(file, str)
+        or not file.isprintable()
+        or len(file) > 200
+        or Path(file).name != file
+        or file == '..'
+    ):
+        raise InvalidValue(
+            f'`{name}.vault` must be the name of a file in the folder, got {shown(file)}'
+        )
+    if (folder / file).is_symlink() or not (folder / file).is_file():
+        raise InvalidValue(
+            f'`{name}.vault` must be a file in the folder, got {file!r}, which is '
+            f'{"a link" if (folder / file).is_symlink() else "none"}'
+        )
+    size, expected = (folder / file).stat().st_size, math.prod(shape) * dtype().itemsize
+    if expected >= 2**63:
+        raise InvalidValue(f'`{name}.shape` must be one that a file can have, got {shown(shape)}')
+    if size != expected:
+        raise InvalidValue(
+            f'{folder / file} is damaged: it has {size:,} bytes instead of {expected:,}'
+        )
+    return Layer(folder / file, shape, dtype)
+
 
 # %% ../nbs/25_kernels.ipynb #806d998f
 def read_kernels(
-    folder:str|Path # `kernels__*`, with `meta.json` and a file for each layer
-) -> dict[str, Layer]: # By name, in the order of the network
-    "What a folder of kernels holds; raises `FileNotFoundError`, `ValueError`, `TypeError` or `UnknownName`, naming the file, if it is missing or damaged"
+    folder: str | Path,  # `kernels__*`, with `meta.json` and a file for each layer
+) -> dict[str, Layer]:  # By name, in the order of the network
+    """What a folder of kernels holds; raises `FileNotFoundError`, `ValueError`, `TypeError` or
+    `UnknownName`, naming the file, if it is missing or damaged
+    """
     folder = Path(folder)
-    if not os.path.isfile(folder/'meta.json'): raise MissingFile(f"`folder` must be one with kernels, got {shown(str(folder))} without meta.json")
-    layers = read(folder/'meta.json').get('dataset')
+    if not os.path.isfile(folder / 'meta.json'):
+        raise MissingFile(
+            f'`folder` must be one with kernels, got {shown(str(folder))} without meta.json'
+        )
+    layers = read(folder / 'meta.json').get('dataset')
     try:
-        if not isinstance(layers, Mapping) or not layers: raise InvalidType(f"`dataset` must be a mapping of layers, got {shown(layers)}")
+        if not isinstance(layers, Mapping) or not layers:
+            raise InvalidType(f'`dataset` must be a mapping of layers, got {shown(layers)}')
         for name in layers:
-            if not isinstance(name, str): raise InvalidType(f"`dataset` must have texts for names, got {shown(name)}")
+            if not isinstance(name, str):
+                raise InvalidType(f'`dataset` must have texts for names, got {shown(name)}')
         return {name: _layer(folder, name, given) for name, given in layers.items()}
     except (UnknownName, TypeError, ValueError) as e:
         kind = refusal_type(e)
-        raise kind(f"{folder/'meta.json'}: {e}") from e
+        raise kind(f'{folder / "meta.json"}: {e}') from e
+
 
 def write_kernels(
-    folder:Path, # A new one
-    layers:Mapping[str, np.ndarray] # `[networks, outputs, inputs, *kernel]` by name
+    folder: Path,  # A new one
+    layers: Mapping[str, np.ndarray],  # `[networks, outputs, inputs, *kernel]` by name
 ) -> None:
     "Write kernels as MarkovDWP does"
     folder.mkdir(parents=True)
-    for i, kernels in enumerate(layers.values()): kernels.tofile(folder/f'v{i:04d}.bin')
-    write({'dataset': {name: {'shape': list(k.shape), 'dtype': f'torch.{k.dtype}', 'vault': f'v{i:04d}.bin'} for i, (name, k) in enumerate(layers.items())}}, folder/'meta.json')
+    for i, kernels in enumerate(layers.values()):
+        kernels.tofile(folder / f'v{i:04d}.bin')
+    write(
+        {
+            'dataset': {
+                name: {
+                    'shape': list(k.shape),
+                    'dtype': f'torch.{k.dtype}',
+                    'vault': f'v{i:04d}.bin',
+                }
+                for i, (name, k) in enumerate(layers.items())
+            }
+        },
+        folder / 'meta.json',
+    )
+
 
 # %% ../nbs/25_kernels.ipynb #18c5cb94
 class _Slices(Dataset):
     "Rows of a memory map by their places"
-    def __init__(self, layer, dim, places): self.layer, self.dim, self.places, self.mapped = layer, dim, places, None
-    def __len__(self): return len(self.places)
+
+    def __init__(self, layer, dim, places):
+        self.layer, self.dim, self.places, self.mapped = layer, dim, places, None
+
+    def __len__(self):
+        return len(self.places)
+
     def __getitem__(self, i):
-        if self.mapped is None: self.mapped = _arranged(self.layer.map(), self.dim)
+        if self.mapped is None:
+            self.mapped = _arranged(self.layer.map(), self.dim)
         x = torch.from_numpy(np.array(self.mapped[tuple(self.places[i])], dtype=np.float32))
         return {'x': x[None] if self.dim == 'mio' else x}
-    def __getstate__(self): return {**self.__dict__, 'mapped': None} # workers open the file themselves
+
+    # workers open the file themselves
+    def __getstate__(self):
+        return {**self.__dict__, 'mapped': None}
+
 
 def _arranged(kernels, dim):
     "The axes of rows first"
     return kernels if dim != 'mi' else np.swapaxes(kernels, 1, 2)
 
+
 # %% ../nbs/25_kernels.ipynb #bc49bace
 class Kernels(Data):
     "Kernels of one layer: `x` is `[1, *kernel]`, or `[channels, *kernel]`"
-    def __init__(self,
-        folder:str, # `kernels__*`; in the device's folder of data, if it is no absolute path
-        layer:str, # Name of a layer in it
-        dim:str='mio', # What is a row of its own: `'mio'`, `'mo'`, `'mi'` or `'m'`
-        min_norm:float=.01, # Rows of a smaller Euclidean norm are left out
-        valid:float=.1, # Share of the networks to validate on
-        test:float=.1, # Share of the networks to test on
-        in_memory:bool=True # Read a split as a whole, at the first use? Otherwise rows are read as they are needed
+
+    def __init__(
+        self,
+        # `kernels__*`; in the device's folder of data, if it is no absolute path
+        folder: str,
+        layer: str,  # Name of a layer in it
+        dim: str = 'mio',  # What is a row of its own: `'mio'`, `'mo'`, `'mi'` or `'m'`
+        min_norm: float = 0.01,  # Rows of a smaller Euclidean norm are left out
+        valid: float = 0.1,  # Share of the networks to validate on
+        test: float = 0.1,  # Share of the networks to test on
+        # Read a split as a whole, at the first use? Otherwise rows are read as they are needed
+        in_memory: bool = True,
     ):
         for argument, value in ('folder', folder), ('layer', layer):
-            if not isinstance(value, str): raise InvalidType(f"`{argument}` must be a text, got {shown(value)}")
+            if not isinstance(value, str):
+                raise InvalidType(f'`{argument}` must be a text, got {shown(value)}')
         self.root, self.layer, self.dim = folder, layer, known('dim', dim, ('mio', 'mo', 'mi', 'm'))
         self.min_norm, self.in_memory = real('min_norm', min_norm, least=0), in_memory
         self.valid, self.test = real('valid', valid, above=0), real('test', test, above=0)
-        if self.valid + self.test >= 1: raise InvalidValue(f"`valid` and `test` must leave networks to train on, got {valid} and {test}")
+        if self.valid + self.test >= 1:
+            raise InvalidValue(
+                f'`valid` and `test` must leave networks to train on, got {valid} and {test}'
+            )
 
-    def networks(self,
-        name:str, # One of `splits`
-        n:int # Networks there are
-    ) -> range: # Their numbers
+    def networks(
+        self,
+        name: str,  # One of `splits`
+        n: int,  # Networks there are
+    ) -> range:  # Their numbers
         "The networks of a split, at least one"
-        valid, test = (max(1, round(share*n)) for share in (self.valid, self.test))
-        if valid + test >= n: raise InvalidValue(f"`layer` must come from more than {valid + test} networks to have three splits, got {n}")
-        ends = {'train': (0, n - valid - test), 'valid': (n - valid - test, n - test), 'test': (n - test, n)}
+        valid, test = (max(1, round(share * n)) for share in (self.valid, self.test))
+        if valid + test >= n:
+            raise InvalidValue(
+                f'`layer` must come from more than {valid + test} networks to have three splits, '
+                f'got {n}'
+            )
+        ends = {
+            'train': (0, n - valid - test),
+            'valid': (n - valid - test, n - test),
+            'test': (n - test, n),
+        }
         return range(*ends[name])
+
 
 # %% ../nbs/25_kernels.ipynb #a7a9e0b0
 def _open(self, name):
-    layers = read_kernels(self.place()/self.root)
+    layers = read_kernels(self.place() / self.root)
     layer = layers[known('layer', self.layer, layers)]
     mine, places = self.networks(name, layer.shape[0]), []
-    for network in mine: # one at a time, whatever the size of the file
+    for network in mine:  # one at a time, whatever the size of the file
         kernels = np.asarray(_arranged(layer.map(), self.dim)[network], dtype=np.float64)
         norms = np.sqrt((kernels**2).sum(axis=tuple(range(len(self.dim) - 1, kernels.ndim))))
-        if not np.isfinite(norms).all(): raise InvalidValue(f"{layer.file} must hold finite numbers, got others in network {network} of layer {self.layer!r}")
+        if not np.isfinite(norms).all():
+            raise InvalidValue(
+                f'{layer.file} must hold finite numbers, got others in network {network} of '
+                f'layer {self.layer!r}'
+            )
         places += [(network, *at) for at in np.argwhere(norms >= self.min_norm)]
-    if not places: raise InvalidValue(f"`min_norm` must leave kernels in the split {name!r} of layer {self.layer!r}, got {self.min_norm}")
+    if not places:
+        raise InvalidValue(
+            f'`min_norm` must leave kernels in the split {name!r} of layer {self.layer!r}, got '
+            f'{self.min_norm}'
+        )
     rows = _Slices(layer, self.dim, np.array(places))
-    return Split({'x': torch.stack([rows[i]['x'] for i in range(len(rows))])}) if self.in_memory else Items(rows)
+    return (
+        Split({'x': torch.stack([rows[i]['x'] for i in range(len(rows))])})
+        if self.in_memory
+        else Items(rows)
+    )
+
 
 Kernels.open = _open

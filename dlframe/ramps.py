@@ -17,65 +17,101 @@ from .specs import Part
 from .triggers import Duration, duration
 
 # %% ../nbs/07_ramps.ipynb #2c50fc3a
-shapes = {'linear': lambda way: way, 'cosine': lambda way: .5 - .5*math.cos(math.pi*way), 'sigmoid': lambda way: (math.tanh(5*(2*way - 1))/math.tanh(5) + 1)/2}
+shapes = {
+    'linear': lambda way: way,
+    'cosine': lambda way: 0.5 - 0.5 * math.cos(math.pi * way),
+    'sigmoid': lambda way: (math.tanh(5 * (2 * way - 1)) / math.tanh(5) + 1) / 2,
+}
+
 
 class Ramp(Part, nn.Module):
     "A number that goes from `start` to `end` and stays there, or begins anew each `every`"
-    def __init__(self,
-        start:float=0., # Its value until `after`
-        end:float=1., # Its value at the end
-        over:str|Duration='10 epochs', # How long it takes, in any unit of the counters or the clock
-        after:str|Duration|None=None, # How long it waits before that; not at all by default
-        shape:str='linear', # Of the way: `'linear'`, `'cosine'` or `'sigmoid'`
-        every:str|Duration|None=None # Begin anew each time this is over (Fu et al., 2019, eq. 6); never by default
+
+    def __init__(
+        self,
+        start: float = 0.0,  # Its value until `after`
+        end: float = 1.0,  # Its value at the end
+        # How long it takes, in any unit of the counters or the clock
+        over: str | Duration = '10 epochs',
+        # How long it waits before that; not at all by default
+        after: str | Duration | None = None,
+        shape: str = 'linear',  # Of the way: `'linear'`, `'cosine'` or `'sigmoid'`
+        # Begin anew each time this is over (Fu et al., 2019, eq. 6); never by default
+        every: str | Duration | None = None,
     ):
         super().__init__()
-        self.start, self.end, self.over = real('start', start), real('end', end), duration(over, 'over')
-        self.after, self.every = after and duration(after, 'after'), every and duration(every, 'every')
+        self.start, self.end, self.over = (
+            real('start', start),
+            real('end', end),
+            duration(over, 'over'),
+        )
+        self.after, self.every = (
+            after and duration(after, 'after'),
+            every and duration(every, 'every'),
+        )
         self.shape = known('shape', shape, shapes)
         for name in 'after', 'every':
             other = getattr(self, name)
-            if other and other.unit != self.over.unit: raise InvalidValue(f"`{name}` must be in {self.over.unit}, as `over` is, got {str(other)!r}")
-        if self.every and self.every.amount < self.over.amount: raise InvalidValue(f"`every` must be at least as long as `over`, {str(self.over)!r}, or the end is never reached, got {str(self.every)!r}")
+            if other and other.unit != self.over.unit:
+                raise InvalidValue(
+                    f'`{name}` must be in {self.over.unit}, as `over` is, got {str(other)!r}'
+                )
+        if self.every and self.every.amount < self.over.amount:
+            raise InvalidValue(
+                f'`every` must be at least as long as `over`, {str(self.over)!r}, or the end is '
+                f'never reached, got {str(self.every)!r}'
+            )
         self.register_buffer('value', torch.tensor(self.start))
 
-    def at(self,
-        counters:Mapping[str, float] # Where training is
-    ) -> float: # The number
+    def at(
+        self,
+        counters: Mapping[str, float],  # Where training is
+    ) -> float:  # The number
         "Its value there"
         way = counters[self.over.unit] - (self.after.amount if self.after else 0)
-        if self.every and way > 0: way %= self.every.amount
-        return self.start + (self.end - self.start)*shapes[self.shape](min(max(way/self.over.amount, 0.), 1.))
+        if self.every and way > 0:
+            way %= self.every.amount
+        return self.start + (self.end - self.start) * shapes[self.shape](
+            min(max(way / self.over.amount, 0.0), 1.0)
+        )
 
-    def advance(self,
-        counters:Mapping[str, float] # Where training is
+    def advance(
+        self,
+        counters: Mapping[str, float],  # Where training is
     ) -> None:
         "Move on"
         self.value.fill_(self.at(counters))
 
-    def forward(self) -> Tensor: # A number, `[]`
+    def forward(self) -> Tensor:  # A number, `[]`
         "Its present value"
         return self.value
 
+
 # %% ../nbs/07_ramps.ipynb #16483618
 def weight(
-    argument:str, # Where it was given, for the message
-    value:float|Ramp, # What was given
-    least:float=0. # The smallest value allowed, also on the way
-) -> float|Ramp: # `value`
-    "Return `value` if it is a number, or a ramp between numbers, of at least `least`; raises `TypeError` or `ValueError` otherwise"
-    if not isinstance(value, Ramp): return real(argument, value, least)
-    for end in 'start', 'end': real(f'{argument}.{end}', getattr(value, end), least)
+    argument: str,  # Where it was given, for the message
+    value: float | Ramp,  # What was given
+    least: float = 0.0,  # The smallest value allowed, also on the way
+) -> float | Ramp:  # `value`
+    """Return `value` if it is a number, or a ramp between numbers, of at least `least`; raises
+    `TypeError` or `ValueError` otherwise
+    """
+    if not isinstance(value, Ramp):
+        return real(argument, value, least)
+    for end in 'start', 'end':
+        real(f'{argument}.{end}', getattr(value, end), least)
     return value
 
+
 def now(
-    value:float|Ramp # A weight
-) -> float|Tensor: # Its present value
+    value: float | Ramp,  # A weight
+) -> float | Tensor:  # Its present value
     "A weight as a number, or as a tensor of shape `[]`"
     return value() if isinstance(value, Ramp) else value
 
+
 def ramps(
-    module:nn.Module # A model
-) -> list[Ramp]: # Those inside
+    module: nn.Module,  # A model
+) -> list[Ramp]:  # Those inside
     "The ramps that somebody has to move on"
     return [m for m in module.modules() if isinstance(m, Ramp)]

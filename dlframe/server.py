@@ -6,25 +6,38 @@
 __all__ = ['ends', 'answers', 'finish', 'forget', 'hush', 'report']
 
 # %% ../nbs/30_server.ipynb #408a78c5
-import os, ssl, tempfile, time
+import os
+import ssl
+import tempfile
+import time
 from contextlib import suppress
 from http.client import HTTPException
 from threading import Event, Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+
 # %% ../nbs/30_server.ipynb #ea2f46a6
 def answers(
-    url:str, # Of the server
-    seconds:float=5. # How long to wait for it
-) -> bool: # Also if it does not know us
+    url: str,  # Of the server
+    seconds: float = 5.0,  # How long to wait for it
+) -> bool:  # Also if it does not know us
     "Is there a server that can work, directly or through the proxy that the environment names?"
-    ask = Request(f'{url.rstrip("/")}/graphql', b'{"query": "query Viewer { viewer { id } }"}', {'Content-Type': 'application/json'})
-    try: urlopen(ask, timeout=seconds).close()
-    except HTTPError as e: return e.code < 500
-    except URLError as e: return isinstance(e.reason, ssl.SSLError)
-    except (OSError, HTTPException): return False
+    ask = Request(
+        f'{url.rstrip("/")}/graphql',
+        b'{"query": "query Viewer { viewer { id } }"}',
+        {'Content-Type': 'application/json'},
+    )
+    try:
+        urlopen(ask, timeout=seconds).close()
+    except HTTPError as e:
+        return e.code < 500
+    except URLError as e:
+        return isinstance(e.reason, ssl.SSLError)
+    except (OSError, HTTPException):
+        return False
     return True
+
 
 # %% ../nbs/30_server.ipynb #ed3da033
 def _start(f, *args):
@@ -33,79 +46,123 @@ def _start(f, *args):
     thread.start()
     return thread
 
+
 # %% ../nbs/30_server.ipynb #9da5b368
 def finish(
-    run, # W&B's
-    code:int, # Its exit status
-    silence:float=10. # Seconds
-) -> bool: # Is everything there?
+    run,  # W&B's
+    code: int,  # Its exit status
+    silence: float = 10.0,  # Seconds
+) -> bool:  # Is everything there?
     "Finish, or end W&B once its server has not answered for so long"
     heard, whole, asked, done = [time.monotonic()], [], Event(), Event()
+
     def wait():
-        with suppress(Exception): whole.append(run.finish(exit_code=code))
+        with suppress(Exception):
+            whole.append(run.finish(exit_code=code))
         done.set()
+
     def listen():
         while not done.is_set():
             there = answers(run.settings.base_url)
-            if there: heard.append(time.monotonic())
-            if not done.is_set(): hush(**{} if there else {'silent': True}) # W&B has much to say about a server that is not there
+            if there:
+                heard.append(time.monotonic())
+            # W&B has much to say about a server that is not there
+            if not done.is_set():
+                hush(**{} if there else {'silent': True})
             asked.set(), done.wait(1)
-    if not (run.offline or run.disabled): _start(listen), asked.wait(1)
+
+    if not (run.offline or run.disabled):
+        _start(listen), asked.wait(1)
     _start(wait)
-    while not done.wait(.1):
-        if asked.is_set() and time.monotonic() - heard[-1] > silence: break
-    else: return bool(whole)
+    while not done.wait(0.1):
+        if asked.is_set() and time.monotonic() - heard[-1] > silence:
+            break
+    else:
+        return bool(whole)
     _start(_end, run.id).join(3), done.wait(1)
     return False
+
 
 # %% ../nbs/30_server.ipynb #05c90115
 def _end(run_id):
     "End W&B in the middle of what it does"
     import wandb
-    wandb.setup().ensure_service().inform_finish(run_id) # completes its file
-    forget() # makes an end of waiting for an answer
+
+    wandb.setup().ensure_service().inform_finish(run_id)  # completes its file
+    forget()  # makes an end of waiting for an answer
+
 
 # %% ../nbs/30_server.ipynb #f000ae9c
 def forget() -> None:
     "End W&B's process, even one that died, so that another can start"
     import wandb
-    with suppress(Exception): wandb.teardown()
+
+    with suppress(Exception):
+        wandb.teardown()
+
 
 def hush(
-    **changes # Settings of W&B
+    **changes,  # Settings of W&B
 ) -> None:
     "Let W&B say less, or without arguments what it says by itself"
     import wandb
+
     wandb.termsetup(wandb.setup().settings.model_copy(update=changes), None)
 
+
 # %% ../nbs/30_server.ipynb #72474f83
-ends = {'success': 0, 'finished': 0, 'interrupted': 255, 'stopped': 255} # W&B's own number for what somebody has stopped; all other ends are 1, failed
+# W&B's own number for what somebody has stopped; all other ends are 1, failed
+ends = {'success': 0, 'finished': 0, 'interrupted': 255, 'stopped': 255}
+
 
 def _told(end):
     "Does W&B know already how this trial ended?"
     import wandb
-    path = '/'.join(filter(None, map(os.environ.get, ('WANDB_ENTITY', 'WANDB_PROJECT', 'WANDB_RUN_ID'))))
-    try: state = wandb.Api(timeout=5).run(path).state
-    except Exception: return False # it has not begun
-    return state == 'finished' if end == 'finished' else state in ('failed', 'killed', 'crashed', 'preempting', 'preempted')
+
+    path = '/'.join(
+        filter(None, map(os.environ.get, ('WANDB_ENTITY', 'WANDB_PROJECT', 'WANDB_RUN_ID')))
+    )
+    try:
+        state = wandb.Api(timeout=5).run(path).state
+    except Exception:
+        return False  # it has not begun
+    return (
+        state == 'finished'
+        if end == 'finished'
+        else state in ('failed', 'killed', 'crashed', 'preempting', 'preempted')
+    )
+
 
 # %% ../nbs/30_server.ipynb #d4be3755
 def _tell(end, done):
     import wandb
+
     with suppress(Exception), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        if not answers(wandb.setup().settings.base_url): return
+        if not answers(wandb.setup().settings.base_url):
+            return
         if not _told(end):
-            settings = wandb.Settings(silent=True, console='off', init_timeout=30, x_disable_stats=True, disable_code=True, disable_git=True)
+            settings = wandb.Settings(
+                silent=True,
+                console='off',
+                init_timeout=30,
+                x_disable_stats=True,
+                disable_code=True,
+                disable_git=True,
+            )
             run = wandb.run or wandb.init(dir=folder, resume='allow', settings=settings)
-            if end == 'preempted': run.mark_preempting()
-            if not finish(run, ends.get(end, 1), 5.): return
+            if end == 'preempted':
+                run.mark_preempting()
+            if not finish(run, ends.get(end, 1), 5.0):
+                return
         done.append(end)
+
 
 # %% ../nbs/30_server.ipynb #27bc7a84
 def report(
-    end:str, # `'finished'`, `'failed'`, `'stopped'` by somebody, or `'preempted'`: to be given out again
-    patience:float=60. # Seconds that it may take, as long as the server answers
-) -> bool: # Does it know?
+    # `'finished'`, `'failed'`, `'stopped'` by somebody, or `'preempted'`: to be given out again
+    end: str,
+    patience: float = 60.0,  # Seconds that it may take, as long as the server answers
+) -> bool:  # Does it know?
     "Tell W&B how the trial of a sweep that this process is part of ended; raises nothing"
     done = []
     _start(_tell, end, done).join(patience)

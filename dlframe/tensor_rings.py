@@ -18,26 +18,30 @@ from torch.distributions import Distribution, constraints
 from .checks import InvalidType, InvalidValue, shown, wholes
 from .distributions import DiagonalNormal
 
+
 # %% ../nbs/04_tensor_rings.ipynb #9eedb0cd
 class _Numbers:
     "Nonnegative matrices as numbers, up to a factor"
+
     @staticmethod
-    def of(entries): return entries
+    def of(entries):
+        return entries
 
     @staticmethod
     def rescaled(matrices):
         "Each of `matrices`, `[..., r, s]`, divided by its largest entry, and that one's logarithm"
         largest = matrices.detach().amax((-2, -1), keepdim=True)
         divisor = largest.clamp_min(torch.finfo(matrices.dtype).tiny)
-        return matrices/divisor, largest[..., 0, 0].log()
+        return matrices / divisor, largest[..., 0, 0].log()
 
     @staticmethod
     def rescaled_whole(matrices):
         "`matrices` divided by the largest entry of all"
-        return matrices/matrices.detach().amax()
+        return matrices / matrices.detach().amax()
 
     @staticmethod
-    def numbers(entries): return entries
+    def numbers(entries):
+        return entries
 
     @staticmethod
     def summed(cores):
@@ -47,7 +51,8 @@ class _Numbers:
     @staticmethod
     def times(a, b):
         "`a @ b`, as precise as they are"
-        with torch.autocast(a.device.type, enabled=False): return a @ b
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b
 
     @staticmethod
     def mixed(log_weights, slices):
@@ -59,8 +64,9 @@ class _Numbers:
     @staticmethod
     def log_trace(a, b=None):
         "Logarithm of the trace of `a`, or of `a @ b`, of which only the diagonal is computed"
-        if b is None: return a.diagonal(dim1=-2, dim2=-1).sum(-1).log()
-        return (a*b.mT).sum((-2, -1)).log()
+        if b is None:
+            return a.diagonal(dim1=-2, dim2=-1).sum(-1).log()
+        return (a * b.mT).sum((-2, -1)).log()
 
     @staticmethod
     def traces(around, slices):
@@ -70,99 +76,119 @@ class _Numbers:
     @staticmethod
     def masses(log_weights, traces):
         "Weights times traces, up to a factor"
-        return (log_weights - log_weights.detach().amax(-1, keepdim=True)).exp()*traces
+        return (log_weights - log_weights.detach().amax(-1, keepdim=True)).exp() * traces
 
     @staticmethod
     def log_masses(log_weights, traces):
         "Their logarithms; the traces of padding are 0, and so are its weights"
         return log_weights + traces.clamp_min(torch.finfo(traces.dtype).tiny).log()
 
+
 # %% ../nbs/04_tensor_rings.ipynb #e69d164a
 def _pairing(n):
-    "The order of `n` factors in which the first half goes before the second, one by one, and the products are in that order too"
-    if n == 1: return [0]
-    pairs = _pairing((n + 1)//2)[:n//2]
-    return [2*i for i in pairs] + [2*i + 1 for i in pairs] + [n - 1]*(n % 2)
+    """The order of `n` factors in which the first half goes before the second, one by one, and the
+    products are in that order too
+    """
+    if n == 1:
+        return [0]
+    pairs = _pairing((n + 1) // 2)[: n // 2]
+    return [2 * i for i in pairs] + [2 * i + 1 for i in pairs] + [n - 1] * (n % 2)
+
 
 def _paired(rows):
     "The rows of a tensor in that order"
     rows = rows.unbind(0)
     return torch.stack([rows[k] for k in _pairing(len(rows))])
 
+
 # %% ../nbs/04_tensor_rings.ipynb #ee50262a
 def _precise(logs):
     "In float64, if the device has it"
     return logs if logs.device.type == 'mps' else logs.double()
 
+
 def _log_trace(matrices, arithmetic=_Numbers):
-    "Logarithm of the trace of a product of nonnegative matrices, `[m, ..., r, r]` in the order of `_pairing`: `[...]`"
+    """Logarithm of the trace of a product of nonnegative matrices, `[m, ..., r, r]` in the order of
+    `_pairing`: `[...]`
+    """
     logs = _precise(matrices.new_zeros(()))
     while len(matrices) > 2:
-        half = len(matrices)//2
-        left, right, rest = matrices.split([half, half, len(matrices) - 2*half])
+        half = len(matrices) // 2
+        left, right, rest = matrices.split([half, half, len(matrices) - 2 * half])
         products, log = arithmetic.rescaled(arithmetic.times(left, right))
         matrices = torch.cat([products, rest]) if len(rest) else products
         logs = logs + _precise(log).sum(0)
     return logs + arithmetic.log_trace(*matrices)
 
+
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e04
 def _reach(dtype, rank):
     "Largest difference of the logarithms of a core with which products in `dtype` are exact"
     numbers = torch.finfo(dtype)
-    return (math.log(numbers.eps) - math.log(numbers.tiny) - math.log(rank))/3
+    return (math.log(numbers.eps) - math.log(numbers.tiny) - math.log(rank)) / 3
+
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e07
 def _log_sum(logs, dim):
     "`logsumexp`, whose gradient is 0 where all of `logs` are minus infinity"
     largest = logs.detach().amax(dim, keepdim=True)
-    largest = largest.where(largest != -math.inf, 0.)
+    largest = largest.where(largest != -math.inf, 0.0)
     total = (logs - largest).exp().sum(dim)
     positive = total.clamp_min(torch.finfo(total.dtype).tiny)
     return positive.log().where(total != 0, -math.inf) + largest.squeeze(dim)
 
+
 class _Logs:
     "The operations of `_Numbers` on the logarithms of entries"
+
     @staticmethod
-    def of(entries): return entries.where(entries != 0, 1.).log().where(entries != 0, -math.inf)
+    def of(entries):
+        return entries.where(entries != 0, 1.0).log().where(entries != 0, -math.inf)
 
     @staticmethod
     def rescaled(matrices):
         largest = matrices.detach().amax((-2, -1), keepdim=True)
-        return matrices - largest.where(largest != -math.inf, 0.), largest[..., 0, 0]
+        return matrices - largest.where(largest != -math.inf, 0.0), largest[..., 0, 0]
 
     @staticmethod
-    def rescaled_whole(matrices): return matrices - matrices.detach().amax()
+    def rescaled_whole(matrices):
+        return matrices - matrices.detach().amax()
 
     @staticmethod
     def numbers(entries):
         "Raises `ValueError` if entries, whose largest logarithm is 0, do not fit into numbers"
-        smallest = _largest(-entries.where(entries != -math.inf, 0.).amin()[None])[0]
+        smallest = _largest(-entries.where(entries != -math.inf, 0.0).amin()[None])[0]
         if smallest > -math.log(torch.finfo(entries.dtype).tiny):
             raise InvalidValue(
-                f"`cores` must give a subring that fits into {entries.dtype}, "
-                f"got entries of 1 and of e^{-smallest:.0f} in one core"
+                f'`cores` must give a subring that fits into {entries.dtype}, '
+                f'got entries of 1 and of e^{-smallest:.0f} in one core'
             )
         return entries.exp()
 
     @staticmethod
-    def summed(cores): return _Logs.rescaled(_log_sum(cores, -3))[0]
+    def summed(cores):
+        return _Logs.rescaled(_log_sum(cores, -3))[0]
 
     @staticmethod
-    def times(a, b): return _log_sum(a[..., None] + b[..., None, :, :], -2)
+    def times(a, b):
+        return _log_sum(a[..., None] + b[..., None, :, :], -2)
 
     @staticmethod
     def mixed(log_weights, slices):
-        if log_weights.ndim > 1: slices = slices.unsqueeze(-4)
+        if log_weights.ndim > 1:
+            slices = slices.unsqueeze(-4)
         sums = _log_sum(log_weights[..., None, None] + slices, -3)
         return sums, torch.zeros_like(log_weights[..., 0])
 
     @staticmethod
     def log_trace(a, b=None):
-        if b is None: return _log_sum(a.diagonal(dim1=-2, dim2=-1), -1)
+        if b is None:
+            return _log_sum(a.diagonal(dim1=-2, dim2=-1), -1)
         return _log_sum(a + b.mT, (-2, -1))
 
     @staticmethod
-    def traces(around, slices): return _log_sum(around.mT[..., None, :, :] + slices, (-2, -1))
+    def traces(around, slices):
+        return _log_sum(around.mT[..., None, :, :] + slices, (-2, -1))
 
     @staticmethod
     def masses(log_weights, traces):
@@ -170,22 +196,29 @@ class _Logs:
         return (logs - logs.detach().amax(-1, keepdim=True)).exp()
 
     @staticmethod
-    def log_masses(log_weights, traces): return log_weights + traces
+    def log_masses(log_weights, traces):
+        return log_weights + traces
+
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e10
 class _Largest(torch.autograd.Function):
-    "Calls `receive` with `x`, `[n]`, as numbers; under `torch.func.vmap` with the largest of all members"
+    """Calls `receive` with `x`, `[n]`, as numbers; under `torch.func.vmap` with the largest of all
+    members
+    """
+
     @staticmethod
     def forward(x, receive):
         receive(x.reshape(-1, x.shape[-1]).amax(0).tolist())
         return x.new_zeros(())
 
     @staticmethod
-    def setup_context(ctx, inputs, output): pass
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def vmap(info, in_dims, x, receive):
         return _Largest.apply(x.movedim(in_dims[0], 0), receive), None
+
 
 def _largest(x):
     "`x`, `[n]`, as a list of numbers, the largest of all members under `torch.func.vmap`"
@@ -193,156 +226,240 @@ def _largest(x):
     _Largest.apply(x.detach(), found.append)
     return found[0]
 
+
 def _extremes(cores):
     "How far logarithms within one of `cores` are apart, and how far they or their sums are from 0"
-    if isinstance(cores, Tensor): rows = [cores.flatten(1)]
-    else: rows = [core.reshape(1, -1) for core in cores]
+    if isinstance(cores, Tensor):
+        rows = [cores.flatten(1)]
+    else:
+        rows = [core.reshape(1, -1) for core in cores]
     low = torch.cat([row.detach().amin(1) for row in rows]).log()
     high = torch.cat([row.detach().amax(1) for row in rows]).log()
     sums = high.amax() + math.log(max(map(len, cores)))
     return _largest(torch.stack([(high - low).amax(), torch.maximum(sums, -low.amin())]))
 
+
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
 class TensorRing(Distribution):
-    "A distribution over multi-indices: the mass of (i_1, …, i_m) is the trace of a product of one matrix per index. Entries of 0, refused where arguments are validated, count as constants"
+    """A distribution over multi-indices: the mass of (i_1, …, i_m) is the trace of a product of one
+    matrix per index. Entries of 0, refused where arguments are validated, count as constants
+    """
+
     arg_constraints = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def __init__(self,
-        cores:Sequence[Tensor], # Positive; `[d_k, r_k, r_k+1]`, a matrix for each of the `d_k` values of index k; the last has `r_1` columns
-        validate_args:bool|None=None # As in `torch.distributions`
+    def __init__(
+        self,
+        # Positive; `[d_k, r_k, r_k+1]`, a matrix for each of the `d_k` values of index k; the last
+        # has `r_1` columns
+        cores: Sequence[Tensor],
+        validate_args: bool | None = None,  # As in `torch.distributions`
     ):
         self.cores = list(cores)
         for k, core in enumerate(self.cores):
-            if not isinstance(core, Tensor) or not core.is_floating_point(): raise InvalidType(f"`cores[{k}]` must be a tensor of real numbers, got {shown(core)}")
-            if core.ndim != 3 or not core.numel(): raise InvalidValue(f"`cores[{k}]` must have the shape [values, rows, columns], got {tuple(core.shape)}")
+            if not isinstance(core, Tensor) or not core.is_floating_point():
+                raise InvalidType(
+                    f'`cores[{k}]` must be a tensor of real numbers, got {shown(core)}'
+                )
+            if core.ndim != 3 or not core.numel():
+                raise InvalidValue(
+                    f'`cores[{k}]` must have the shape [values, rows, columns], got '
+                    f'{tuple(core.shape)}'
+                )
         for k, core in enumerate(self.cores):
             if core.shape[1] != (before := self.cores[k - 1].shape[2]):
-                raise InvalidValue(f"`cores[{k}]` must have {before} rows, as many as the core before it has columns, got {core.shape[1]}")
-        if not self.cores: raise InvalidValue("`cores` must have one core for each index, and at least one, got none")
+                raise InvalidValue(
+                    f'`cores[{k}]` must have {before} rows, as many as the core before it has '
+                    f'columns, got {core.shape[1]}'
+                )
+        if not self.cores:
+            raise InvalidValue(
+                '`cores` must have one core for each index, and at least one, got none'
+            )
         self.sizes, self.ranks = (tuple(c.shape[i] for c in self.cores) for i in (0, 1))
-        self.dtype = self.cores[0].dtype # of results
+        self.dtype = self.cores[0].dtype  # of results
         super().__init__(event_shape=torch.Size([len(self.cores)]), validate_args=validate_args)
         if self._validate_args:
             for k, core in enumerate(self.cores):
-                if not torch._is_all_true(core > 0): raise InvalidValue(f"`cores[{k}]` must be positive, got {core.detach().min():g}")
+                if not torch._is_all_true(core > 0):
+                    raise InvalidValue(
+                        f'`cores[{k}]` must be positive, got {core.detach().min():g}'
+                    )
 
-    def __repr__(self): return f'TensorRing(sizes={self.sizes}, ranks={self.ranks})'
+    def __repr__(self):
+        return f'TensorRing(sizes={self.sizes}, ranks={self.ranks})'
+
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e11
 @patch
-def _stacked(self:TensorRing):
+def _stacked(self: TensorRing):
     "All cores, `[m, d, r, r]`, if they have one shape, else the list of them"
     return torch.stack(self.cores) if len({core.shape for core in self.cores}) == 1 else self.cores
 
+
 @patch
-def _representation(self:TensorRing, cores):
+def _representation(self: TensorRing, cores):
     "Type of numbers, and arithmetic, in which the products of `cores` are exact"
     own = torch.promote_types(self.dtype, torch.float32)
     spread, farthest = _extremes(cores)
     for dtype in [own] if self.cores[0].device.type == 'mps' else [own, torch.float64]:
-        wide = spread > _reach(dtype, max(self.ranks)) # False for NaN, which results then show
-        if not (wide or farthest > -math.log(torch.finfo(dtype).tiny)): return dtype, _Numbers
+        # False for NaN, which results then show
+        wide = spread > _reach(dtype, max(self.ranks))
+        if not (wide or farthest > -math.log(torch.finfo(dtype).tiny)):
+            return dtype, _Numbers
     return dtype, _Logs
+
 
 # %% ../nbs/04_tensor_rings.ipynb #9d847bf0
 @patch
-def _slices(self:TensorRing):
-    "The arithmetic, all matrices, `[m, d, r, r]`, padded and rescaled, and the logarithms of their factors, `[m, d]`"
+def _slices(self: TensorRing):
+    """The arithmetic, all matrices, `[m, d, r, r]`, padded and rescaled, and the logarithms of
+    their factors, `[m, d]`
+    """
     cores, d, r = self._stacked(), max(self.sizes), max(self.ranks)
     dtype, arithmetic = self._representation(cores)
     if cores is self.cores:
-        padded = [F.pad(c, (0, r - c.shape[2], 0, r - c.shape[1], 0, d - c.shape[0])) for c in cores]
+        padded = [
+            F.pad(c, (0, r - c.shape[2], 0, r - c.shape[1], 0, d - c.shape[0])) for c in cores
+        ]
         cores = torch.stack(padded)
     return arithmetic, *arithmetic.rescaled(arithmetic.of(cores.to(dtype)))
 
+
 # %% ../nbs/04_tensor_rings.ipynb #fd0c644c
 def _log_mass(arithmetic, slices, log_weights):
-    "Logarithm of the weighted sum over all indices, for `[m, n, d]` weights that hold the scale of `slices`: `[n]`"
+    """Logarithm of the weighted sum over all indices, for `[m, n, d]` weights that hold the scale
+    of `slices`: `[n]`
+    """
     matrices, logs = arithmetic.mixed(log_weights, slices)
     return _precise(logs).sum(0) + _log_trace(matrices, arithmetic)
 
+
 # %% ../nbs/04_tensor_rings.ipynb #ea253545
 @patch
-def _log_ratio(self:TensorRing, rows, log_weights):
-    "Logarithm of the weighted sum over the unweighted one, for `rows`, `[n, m]`; `log_weights` turns `[m, n]`, in the order of `_pairing`, into `[m, n, d]`"
+def _log_ratio(self: TensorRing, rows, log_weights):
+    """Logarithm of the weighted sum over the unweighted one, for `rows`, `[n, m]`; `log_weights`
+    turns `[m, n]`, in the order of `_pairing`, into `[m, n, d]`
+    """
     arithmetic, slices, scales = self._slices()
     slices, scales = _paired(slices), _paired(scales)[:, None]
-    size = slices[:, 0].numel()*slices.element_size()
-    if arithmetic is _Logs: size *= max(slices.shape[1:3]) # their sums are written out
-    n = 2**24//size if arithmetic is _Logs or rows.device.type == 'cpu' else len(rows)
-    masses = [_log_mass(arithmetic, slices, scales + log_weights(_paired(block.T))) for block in rows.split(max(n, 1))]
+    size = slices[:, 0].numel() * slices.element_size()
+    if arithmetic is _Logs:
+        size *= max(slices.shape[1:3])  # their sums are written out
+    n = 2**24 // size if arithmetic is _Logs or rows.device.type == 'cpu' else len(rows)
+    masses = [
+        _log_mass(arithmetic, slices, scales + log_weights(_paired(block.T)))
+        for block in rows.split(max(n, 1))
+    ]
     return torch.cat(masses) - _log_mass(arithmetic, slices, scales)
+
 
 # %% ../nbs/04_tensor_rings.ipynb #8706ea28
 @patch(as_prop=True)
-def log_normalizer(self:TensorRing) -> Tensor: # `[]`
+def log_normalizer(self: TensorRing) -> Tensor:  # `[]`
     r"$\log Z$: the logarithm of the sum of all masses"
     arithmetic, slices, scales = self._slices()
     return _log_mass(arithmetic, _paired(slices), _paired(scales)[:, None])[0].to(self.dtype)
 
+
 # %% ../nbs/04_tensor_rings.ipynb #1c80e26b
 @patch
-def log_prob(self:TensorRing,
-    index:Tensor # Whole numbers from 0, `[..., m]`
-) -> Tensor: # Nats, `[...]`; minus infinity only where the mass is 0
-    "Logarithms of probabilities; raises `ValueError` for another shape, or for a value that an index does not have"
+def log_prob(
+    self: TensorRing,
+    index: Tensor,  # Whole numbers from 0, `[..., m]`
+) -> Tensor:  # Nats, `[...]`; minus infinity only where the mass is 0
+    """Logarithms of probabilities; raises `ValueError` for another shape, or for a value that an
+    index does not have
+    """
     self._check_index(index)
     values = torch.arange(max(self.sizes), device=index.device)
-    picked = lambda columns: (columns[..., None] == values).to(torch.promote_types(self.dtype, torch.float32)).log()
+    picked = lambda columns: (
+        (columns[..., None] == values).to(torch.promote_types(self.dtype, torch.float32)).log()
+    )
     found = self._log_ratio(index.reshape(-1, len(self.sizes)), picked)
     return found.reshape(index.shape[:-1]).to(self.dtype)
 
+
 # %% ../nbs/04_tensor_rings.ipynb #b61d0a10
 @patch
-def _check_index(self:TensorRing, index):
+def _check_index(self: TensorRing, index):
     _check_shape('index', index, self.event_shape)
-    if not self._validate_args: return
+    if not self._validate_args:
+        return
     sizes = torch.tensor(self.sizes, device=index.device)
     if not torch._is_all_true((index >= 0) & (index < sizes) & (index % 1 == 0)):
-        raise InvalidValue(f"`index` must hold whole numbers from 0, each below that of `sizes`, {self.sizes}, got {index.amin():g} to {index.amax():g}")
+        raise InvalidValue(
+            f'`index` must hold whole numbers from 0, each below that of `sizes`, {self.sizes}, '
+            f'got {index.amin():g} to {index.amax():g}'
+        )
+
 
 def _check_shape(argument, value, shape):
-    if value.shape[value.ndim - len(shape):] != shape: raise InvalidValue(f"`{argument}` must end in the shape {tuple(shape)}, got {tuple(value.shape)}")
+    if value.shape[value.ndim - len(shape) :] != shape:
+        raise InvalidValue(
+            f'`{argument}` must end in the shape {tuple(shape)}, got {tuple(value.shape)}'
+        )
+
 
 # %% ../nbs/04_tensor_rings.ipynb #689143ff
 @patch
-def _weighted(self:TensorRing, evidence):
-    "The arithmetic, and for each index its matrices `[d, r, r]`, log-weights of its values and the weighted sum; `evidence` maps an index to logarithms of weights, `[..., d]`"
+def _weighted(self: TensorRing, evidence):
+    """The arithmetic, and for each index its matrices `[d, r, r]`, log-weights of its values and
+    the weighted sum; `evidence` maps an index to logarithms of weights, `[..., d]`
+    """
     arithmetic, slices, scales = self._slices()
     logs = [scale + evidence[k] if k in evidence else scale for k, scale in enumerate(scales)]
     return arithmetic, slices, logs, [arithmetic.mixed(log, s)[0] for log, s in zip(logs, slices)]
 
+
 # %% ../nbs/04_tensor_rings.ipynb #62db3641
 def _products(matrices, arithmetic):
     "The products of none, one, two … of `matrices`, but never of all, up to a factor"
-    products = [arithmetic.of(torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype, device=matrices[0].device))]
-    for matrix in matrices[:-1]: products.append(arithmetic.rescaled(arithmetic.times(products[-1], matrix))[0])
+    products = [
+        arithmetic.of(
+            torch.eye(matrices[0].shape[-1], dtype=matrices[0].dtype, device=matrices[0].device)
+        )
+    ]
+    for matrix in matrices[:-1]:
+        products.append(arithmetic.rescaled(arithmetic.times(products[-1], matrix))[0])
     return products
+
 
 # %% ../nbs/04_tensor_rings.ipynb #d373a4a8
 @patch
-def _log_marginals(self:TensorRing):
-    "Logarithms of the probabilities of the values of each index, `[m, d]`, filled up with minus infinity"
+def _log_marginals(self: TensorRing):
+    """Logarithms of the probabilities of the values of each index, `[m, d]`, filled up with minus
+    infinity
+    """
     arithmetic, slices, weights, matrices = self._weighted({})
-    heads, tails = _products(matrices, arithmetic), _products([m.mT for m in matrices[::-1]], arithmetic)[::-1]
+    heads, tails = (
+        _products(matrices, arithmetic),
+        _products([m.mT for m in matrices[::-1]], arithmetic)[::-1],
+    )
     masses = []
     for s, w, head, tail in zip(slices, weights, heads, tails):
         traces = arithmetic.traces(arithmetic.times(tail.mT, head), s)
         masses.append(arithmetic.log_masses(w, traces))
     return torch.stack(masses).log_softmax(-1)
 
+
 @patch
-def marginals(self:TensorRing) -> list[Tensor]: # `[d_k]` each
+def marginals(self: TensorRing) -> list[Tensor]:  # `[d_k]` each
     "The probabilities of each index by itself"
     return [p[:d].exp().to(self.dtype) for p, d in zip(self._log_marginals(), self.sizes)]
 
+
 # %% ../nbs/04_tensor_rings.ipynb #6431e3a8
 @patch
-def subring(self:TensorRing,
-    dims:Sequence[int] # Which indices, in any order
-) -> TensorRing: # Over these, from the first to the last; its cores are float64 where products of this ring need it
-    "What is left of the ring when all other indices are summed over; raises `ValueError` if its cores do not fit into numbers"
+def subring(
+    self: TensorRing,
+    dims: Sequence[int],  # Which indices, in any order
+    # Over these, from the first to the last; its cores are float64 where products of this ring need
+    # it
+) -> TensorRing:
+    """What is left of the ring when all other indices are summed over; raises `ValueError` if its
+    cores do not fit into numbers
+    """
     dims, m = sorted(_check_dims(dims, len(self.cores), 'indices')), len(self.cores)
     cores = self._stacked()
     dtype, arithmetic = self._representation(cores)
@@ -362,163 +479,229 @@ def subring(self:TensorRing,
     ring.dtype = self.dtype
     return ring
 
+
 # %% ../nbs/04_tensor_rings.ipynb #95d2ead0
 def _check_dims(dims, m, what):
     dims = wholes('dims', dims, least=0)
-    if not dims: raise InvalidValue(f"`dims` must name at least one of the {what}, got []")
+    if not dims:
+        raise InvalidValue(f'`dims` must name at least one of the {what}, got []')
     for i, k in enumerate(dims):
-        if k >= m: raise InvalidValue(f"`dims[{i}]` must be below {m}, the number of {what}, got {k}")
-    if len(set(dims)) < len(dims): raise InvalidValue(f"`dims` must name different {what}, got {dims}")
+        if k >= m:
+            raise InvalidValue(f'`dims[{i}]` must be below {m}, the number of {what}, got {k}')
+    if len(set(dims)) < len(dims):
+        raise InvalidValue(f'`dims` must name different {what}, got {dims}')
     return dims
+
 
 # %% ../nbs/04_tensor_rings.ipynb #1e406b56
 @patch
-def _draw(self:TensorRing, shape, evidence):
-    "Indices, `[*shape, m]`, and the logarithms of their probabilities, `[*shape]`, given `evidence` as in `_weighted`"
+def _draw(self: TensorRing, shape, evidence):
+    """Indices, `[*shape, m]`, and the logarithms of their probabilities, `[*shape]`, given
+    `evidence` as in `_weighted`
+    """
     arithmetic, slices, weights, matrices = self._weighted(evidence)
     heads, index, log_probs = _products(matrices, arithmetic), [], []
     tail = heads[0].expand(*shape, -1, -1)
     for s, w, head in zip(slices.flip(0), weights[::-1], heads[::-1]):
         masses = arithmetic.masses(w, arithmetic.traces(arithmetic.times(tail, head), s))
         drawn = masses.detach().reshape(-1, len(s)).multinomial(1).reshape(*shape, 1)
-        log_probs.append((masses.gather(-1, drawn)/masses.sum(-1, keepdim=True)).log())
+        log_probs.append((masses.gather(-1, drawn) / masses.sum(-1, keepdim=True)).log())
         index.append(drawn)
         tail = arithmetic.rescaled(arithmetic.times(s[drawn[..., 0]], tail))[0]
     return torch.cat(index[::-1], -1), torch.cat(log_probs, -1).sum(-1).to(self.dtype)
 
+
 # %% ../nbs/04_tensor_rings.ipynb #8e4f028b
 @patch
-def sample(self:TensorRing,
-    sample_shape:Sequence[int]=() # How many
-) -> Tensor: # Whole numbers, `[*sample_shape, m]`
+def sample(
+    self: TensorRing,
+    sample_shape: Sequence[int] = (),  # How many
+) -> Tensor:  # Whole numbers, `[*sample_shape, m]`
     "Multi-indices, drawn exactly"
-    with torch.no_grad(): return self._draw(torch.Size(sample_shape), {})[0]
+    with torch.no_grad():
+        return self._draw(torch.Size(sample_shape), {})[0]
+
 
 # %% ../nbs/04_tensor_rings.ipynb #04e0dee7
 @patch
-def sample_with_log_prob(self:TensorRing,
-    sample_shape:Sequence[int]=() # How many
-) -> tuple[Tensor, Tensor]: # Whole numbers, `[*sample_shape, m]`, and nats, `[*sample_shape]`, differentiable in the cores
+def sample_with_log_prob(
+    self: TensorRing,
+    sample_shape: Sequence[int] = (),  # How many
+    # Whole numbers, `[*sample_shape, m]`, and nats, `[*sample_shape]`, differentiable in the cores
+) -> tuple[Tensor, Tensor]:
     "Multi-indices, and the logarithms of the probabilities with which they were drawn"
     return self._draw(torch.Size(sample_shape), {})
+
 
 # %% ../nbs/04_tensor_rings.ipynb #b274d4fd
 class RingMixture(Distribution):
     "Normals on a lattice, weighted by a tensor ring"
+
     arg_constraints = {'loc': constraints.real, 'log_scale': constraints.real}
 
-    def __init__(self,
-        ring:TensorRing, # Which normals go together, and how often; m indices
-        loc:Tensor, # Their means, `[m, d]`, d being the most values of an index; what is beyond the values of an index is not looked at
-        log_scale:Tensor, # Logarithms of their standard deviations, `[m, d]`
-        event_shape:Sequence[int]|None=None, # Shape of one event, of m elements; `(m,)` if not given
-        validate_args:bool|None=None # As in `torch.distributions`
+    def __init__(
+        self,
+        ring: TensorRing,  # Which normals go together, and how often; m indices
+        # Their means, `[m, d]`, d being the most values of an index; what is beyond the values of
+        # an index is not looked at
+        loc: Tensor,
+        log_scale: Tensor,  # Logarithms of their standard deviations, `[m, d]`
+        # Shape of one event, of m elements; `(m,)` if not given
+        event_shape: Sequence[int] | None = None,
+        validate_args: bool | None = None,  # As in `torch.distributions`
     ):
         m, d = len(ring.sizes), max(ring.sizes)
         shape = torch.Size([m] if event_shape is None else wholes('event_shape', event_shape))
-        if shape.numel() != m: raise InvalidValue(f"`event_shape` must have {m} elements, one for each index of the ring, got {tuple(shape)}")
+        if shape.numel() != m:
+            raise InvalidValue(
+                f'`event_shape` must have {m} elements, one for each index of the ring, got '
+                f'{tuple(shape)}'
+            )
         for name, t in ('loc', loc), ('log_scale', log_scale):
-            if t.shape != (m, d): raise InvalidValue(f"`{name}` must have the shape {(m, d)}, indices of the ring by the most values of one, got {tuple(t.shape)}")
+            if t.shape != (m, d):
+                raise InvalidValue(
+                    f'`{name}` must have the shape {(m, d)}, indices of the ring by the most '
+                    f'values of one, got {tuple(t.shape)}'
+                )
         if min(ring.sizes) < d:
-            used = torch.arange(d, device=loc.device) < torch.tensor(ring.sizes, device=loc.device)[:, None]
-            loc, log_scale = loc.where(used, 0.), log_scale.where(used, 0.)
+            used = (
+                torch.arange(d, device=loc.device)
+                < torch.tensor(ring.sizes, device=loc.device)[:, None]
+            )
+            loc, log_scale = loc.where(used, 0.0), log_scale.where(used, 0.0)
         self.ring, self.loc, self.log_scale = ring, loc, log_scale
         super().__init__(event_shape=shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False)
-    def support(self): return constraints.independent(constraints.real, len(self.event_shape))
+    def support(self):
+        return constraints.independent(constraints.real, len(self.event_shape))
 
-    def __repr__(self): return f'RingMixture({self.ring}, event_shape={tuple(self.event_shape)})'
+    def __repr__(self):
+        return f'RingMixture({self.ring}, event_shape={tuple(self.event_shape)})'
+
 
 # %% ../nbs/04_tensor_rings.ipynb #1035cad5
 @patch
-def component(self:RingMixture,
-    index:Tensor # Whole numbers, `[..., m]`
-) -> DiagonalNormal: # Batch shape `[...]`; its `rsample` carries gradients to `loc` and `log_scale`
+def component(
+    self: RingMixture,
+    index: Tensor,  # Whole numbers, `[..., m]`
+    # Batch shape `[...]`; its `rsample` carries gradients to `loc` and `log_scale`
+) -> DiagonalNormal:
     "The normals that multi-indices point to"
     self.ring._check_index(index)
     k = torch.arange(len(self.loc), device=index.device)
-    loc, log_scale = (t[k, index].reshape(index.shape[:-1] + self.event_shape) for t in (self.loc, self.log_scale))
+    loc, log_scale = (
+        t[k, index].reshape(index.shape[:-1] + self.event_shape) for t in (self.loc, self.log_scale)
+    )
     return DiagonalNormal(loc, log_scale, len(self.event_shape), validate_args=False)
+
 
 # %% ../nbs/04_tensor_rings.ipynb #7c5e3b8e
 @patch
-def sample(self:RingMixture,
-    sample_shape:Sequence[int]=() # How many
-) -> Tensor: # `[*sample_shape, *event_shape]`
+def sample(
+    self: RingMixture,
+    sample_shape: Sequence[int] = (),  # How many
+) -> Tensor:  # `[*sample_shape, *event_shape]`
     "A multi-index of the ring, and a draw of its normal"
     return self.component(self.ring.sample(sample_shape)).sample()
 
+
 # %% ../nbs/04_tensor_rings.ipynb #44025895
 @patch
-def log_prob(self:RingMixture,
-    z:Tensor # `[..., *event_shape]`
-) -> Tensor: # Nats, `[...]`
+def log_prob(
+    self: RingMixture,
+    z: Tensor,  # `[..., *event_shape]`
+) -> Tensor:  # Nats, `[...]`
     "Log-density of the mixture; raises `ValueError` for another shape"
-    rows, normals = self._rows(z), DiagonalNormal(*(_paired(t)[:, None] for t in (self.loc, self.log_scale)), 0, validate_args=False)
-    found = self.ring._log_ratio(rows.reshape(-1, len(self.loc)), lambda columns: normals.log_prob(columns[..., None]))
+    rows, normals = (
+        self._rows(z),
+        DiagonalNormal(
+            *(_paired(t)[:, None] for t in (self.loc, self.log_scale)), 0, validate_args=False
+        ),
+    )
+    found = self.ring._log_ratio(
+        rows.reshape(-1, len(self.loc)), lambda columns: normals.log_prob(columns[..., None])
+    )
     return found.reshape(rows.shape[:-1]).to(self._type_with(rows))
 
+
 @patch
-def _type_with(self:RingMixture, z):
+def _type_with(self: RingMixture, z):
     "The type of results"
     return torch.promote_types(torch.promote_types(z.dtype, self.loc.dtype), self.ring.dtype)
 
+
 @patch
-def _rows(self:RingMixture, z):
+def _rows(self: RingMixture, z):
     "Events as rows of latents, `[..., m]`"
     _check_shape('z', z, self.event_shape)
-    if self._validate_args: self._validate_sample(z)
-    return z.reshape(*z.shape[:z.ndim - len(self.event_shape)], len(self.loc))
+    if self._validate_args:
+        self._validate_sample(z)
+    return z.reshape(*z.shape[: z.ndim - len(self.event_shape)], len(self.loc))
+
 
 # %% ../nbs/04_tensor_rings.ipynb #4f616a59
 @patch
-def log_marginal_prob(self:RingMixture,
-    z:Tensor, # Values of the latents `dims`, in that order, `[..., len(dims)]`
-    dims:Sequence[int] # Which latents: numbers into the flattened event
-) -> Tensor: # Nats, `[...]`
+def log_marginal_prob(
+    self: RingMixture,
+    z: Tensor,  # Values of the latents `dims`, in that order, `[..., len(dims)]`
+    dims: Sequence[int],  # Which latents: numbers into the flattened event
+) -> Tensor:  # Nats, `[...]`
     "Log-density of some latents, the others integrated over"
     dims = _check_dims(dims, len(self.loc), 'latents')
     _check_shape('z', z, torch.Size([len(dims)]))
     first, ring = sorted(range(len(dims)), key=dims.__getitem__), self.ring.subring(dims)
-    loc, log_scale = (torch.stack([t[dims[i], :max(ring.sizes)] for i in first]) for t in (self.loc, self.log_scale))
-    return RingMixture(ring, loc, log_scale, validate_args=self._validate_args).log_prob(torch.stack([z[..., i] for i in first], -1))
+    loc, log_scale = (
+        torch.stack([t[dims[i], : max(ring.sizes)] for i in first])
+        for t in (self.loc, self.log_scale)
+    )
+    return RingMixture(ring, loc, log_scale, validate_args=self._validate_args).log_prob(
+        torch.stack([z[..., i] for i in first], -1)
+    )
+
 
 # %% ../nbs/04_tensor_rings.ipynb #7656e556
 @patch
-def log_marginals(self:RingMixture,
-    z:Tensor # `[..., *event_shape]`
-) -> Tensor: # Nats, `[..., m]`
+def log_marginals(
+    self: RingMixture,
+    z: Tensor,  # `[..., *event_shape]`
+) -> Tensor:  # Nats, `[..., m]`
     "Log-density of each latent by itself"
     normals = DiagonalNormal(self.loc, self.log_scale, 0, validate_args=False)
     log_densities = normals.log_prob(self._rows(z)[..., None])
     found = (self.ring._log_marginals() + log_densities).logsumexp(-1)
     return found.to(self._type_with(z))
 
+
 # %% ../nbs/04_tensor_rings.ipynb #753ffd96
 @patch
-def _expected(self:RingMixture, values):
+def _expected(self: RingMixture, values):
     "The mean of `values`, `[m, d]`, over the places of each latent, `[*event_shape]`"
     probs = self.ring._log_marginals().exp().to(self.ring.dtype)
-    return (probs*values).sum(-1).reshape(self.event_shape)
+    return (probs * values).sum(-1).reshape(self.event_shape)
+
 
 @patch(as_prop=True)
-def mean(self:RingMixture) -> Tensor: # `[*event_shape]`
+def mean(self: RingMixture) -> Tensor:  # `[*event_shape]`
     "The mean of each latent, exactly"
     return self._expected(self.loc)
 
+
 @patch(as_prop=True)
-def variance(self:RingMixture) -> Tensor: # `[*event_shape]`
+def variance(self: RingMixture) -> Tensor:  # `[*event_shape]`
     "The variance of each latent, exactly"
-    return self._expected((2*self.log_scale).exp() + (self.loc - self.mean.reshape(-1, 1))**2)
+    return self._expected((2 * self.log_scale).exp() + (self.loc - self.mean.reshape(-1, 1)) ** 2)
+
 
 # %% ../nbs/04_tensor_rings.ipynb #2c9adffe
 @patch
-def sample_conditional(self:RingMixture,
-    z:Tensor, # Values of the latents `dims`, in that order, `[..., len(dims)]`
-    dims:Sequence[int], # Which latents are given: numbers into the flattened event
-    sample_shape:Sequence[int]=() # How many for each row of `z`
-) -> Tensor: # `[*sample_shape, ..., *event_shape]`, in which the latents `dims` are those of `z`
+def sample_conditional(
+    self: RingMixture,
+    z: Tensor,  # Values of the latents `dims`, in that order, `[..., len(dims)]`
+    dims: Sequence[int],  # Which latents are given: numbers into the flattened event
+    sample_shape: Sequence[int] = (),  # How many for each row of `z`
+    # `[*sample_shape, ..., *event_shape]`, in which the latents `dims` are those of `z`
+) -> Tensor:
     "Draw the latents that are not given, exactly"
     dims = _check_dims(dims, len(self.loc), 'latents')
     _check_shape('z', z, torch.Size([len(dims)]))

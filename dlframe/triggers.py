@@ -15,59 +15,93 @@ from .checks import InvalidType, InvalidValue, known
 # %% ../nbs/06_triggers.ipynb #977a325d
 clock = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}
 
+
 @dataclass(frozen=True)
 class Duration:
     "An amount of one counter; the clock counts in `seconds`"
-    amount:float # How much
-    unit:str # Of which counter: `'seconds'`, `'steps'`, `'epochs'`, …
 
-    def __str__(self): return f'{self.amount:g} {self.unit}'
+    amount: float  # How much
+    unit: str  # Of which counter: `'seconds'`, `'steps'`, `'epochs'`, …
+
+    def __str__(self):
+        return f'{self.amount:g} {self.unit}'
+
 
 _piece = re.compile(r'\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z_]\w*)\s*')
 
+
 def duration(
-    text:str|Duration, # For example `"1 hour 30 minutes"`
-    argument:str='duration' # Where it was given, for the message
-) -> Duration: # What it means
+    text: str | Duration,  # For example `"1 hour 30 minutes"`
+    argument: str = 'duration',  # Where it was given, for the message
+) -> Duration:  # What it means
     "Read a duration; raises `TypeError` or `ValueError` for what is none"
-    if isinstance(text, Duration): return text
-    if not isinstance(text, str): raise InvalidType(f"`{argument}` must be a text like '2 epochs' or '1 hour 30 minutes', got {text!r}")
+    if isinstance(text, Duration):
+        return text
+    if not isinstance(text, str):
+        raise InvalidType(
+            f"`{argument}` must be a text like '2 epochs' or '1 hour 30 minutes', got {text!r}"
+        )
     pieces = _piece.findall(text)
-    if not pieces or _piece.sub('', text): raise InvalidValue(f"`{argument}` must be a number and a unit, like '2 epochs' or '1 hour 30 minutes', got {text!r}")
+    if not pieces or _piece.sub('', text):
+        raise InvalidValue(
+            f"`{argument}` must be a number and a unit, like '2 epochs' or '1 hour 30 minutes', "
+            f'got {text!r}'
+        )
     units = [unit.removesuffix('s') for _, unit in pieces]
-    if all(u in clock for u in units): amount, unit = sum(float(n)*clock[u] for (n, _), u in zip(pieces, units)), 'seconds'
-    elif len(pieces) == 1: amount, unit = float(pieces[0][0]), units[0] + 's'
-    else: raise InvalidValue(f"`{argument}` must be one number and unit, or several of the clock, got {text!r}")
-    if not amount: raise InvalidValue(f"`{argument}` must be larger than 0, got {text!r}")
+    if all(u in clock for u in units):
+        amount, unit = sum(float(n) * clock[u] for (n, _), u in zip(pieces, units)), 'seconds'
+    elif len(pieces) == 1:
+        amount, unit = float(pieces[0][0]), units[0] + 's'
+    else:
+        raise InvalidValue(
+            f'`{argument}` must be one number and unit, or several of the clock, got {text!r}'
+        )
+    if not amount:
+        raise InvalidValue(f'`{argument}` must be larger than 0, got {text!r}')
     return Duration(amount, unit)
+
 
 # %% ../nbs/06_triggers.ipynb #02d22e14
 def check_unit(
-    d:Duration, # A duration
-    counters:Mapping[str, float], # The counters there are
-    argument:str='duration' # Where it was given, for the message
+    d: Duration,  # A duration
+    counters: Mapping[str, float],  # The counters there are
+    argument: str = 'duration',  # Where it was given, for the message
 ) -> None:
     "Raise `UnknownName` unless `d` is about one of `counters`"
-    if d.unit not in counters: known(argument, d.unit, [*(f'{u}s' for u in clock), *(c for c in counters if c != 'seconds')])
+    if d.unit not in counters:
+        known(
+            argument, d.unit, [*(f'{u}s' for u in clock), *(c for c in counters if c != 'seconds')]
+        )
+
 
 # %% ../nbs/06_triggers.ipynb #3ad87a19
 class Trigger:
     "Fires each time a period of some counter is over"
-    def __init__(self,
-        every:str|Duration, # The period
-        argument:str='every' # Where it was given, for messages
-    ): self.every, self.argument, self.fired = duration(every, argument), argument, 0
 
-    def periods(self, counters): return int(counters[self.every.unit]/self.every.amount + 1e-9) # 0.3/0.1 is 2.9999999999999996
+    def __init__(
+        self,
+        every: str | Duration,  # The period
+        argument: str = 'every',  # Where it was given, for messages
+    ):
+        self.every, self.argument, self.fired = duration(every, argument), argument, 0
 
-    def due(self,
-        counters:Mapping[str, float] # Where training is
-    ) -> bool: # Has a period ended since it last fired?
+    # 0.3/0.1 is 2.9999999999999996
+    def periods(self, counters):
+        return int(counters[self.every.unit] / self.every.amount + 1e-9)
+
+    def due(
+        self,
+        counters: Mapping[str, float],  # Where training is
+    ) -> bool:  # Has a period ended since it last fired?
         "Ask, and if so count it as fired"
         periods = self.periods(counters)
-        if periods <= self.fired: return False
+        if periods <= self.fired:
+            return False
         self.fired = periods
         return True
 
-    def state_dict(self): return {'fired': self.fired}
-    def load_state_dict(self, state): self.fired = state['fired']
+    def state_dict(self):
+        return {'fired': self.fired}
+
+    def load_state_dict(self, state):
+        self.fired = state['fired']

@@ -17,118 +17,168 @@ from .distributions import Delta, centre, detached, kl, log_mean_exp
 from .models import Model, check_parts, require_density
 from .ramps import Ramp, now, weight
 
+
 # %% ../nbs/11_vae.ipynb #1cd3e83b
 class VAE(Model):
     "A variational autoencoder with any encoder, decoder and prior"
-    def __init__(self,
-        encoder:nn.Module, # q(z|x): data `[..., *shape]` to a distribution over latents
-        decoder:nn.Module, # p(x|z): latents `[..., *latent]` to a distribution over data
-        prior:nn.Module, # p(z): a distribution over latents, from no input
-        beta:float|Ramp=1., # Weight of the rate, at least 0; 1 is the ELBO
-        n_samples:int=1, # Samples of the posterior per data point, to average the distortion over; or, for IWAE, of the bound
-        bound:str='elbo', # Or `'iwae'`, the tighter one
-        gradient:str='plain', # How the encoder's gradient is estimated, which does not change the loss: or `'stl'`, or, for IWAE, `'dreg'`
-        sampled_rate:bool=False # Estimate the rate on the samples even where it is known exactly? IWAE, `'stl'` and `'dreg'` always do
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # q(z|x): data `[..., *shape]` to a distribution over latents
+        decoder: nn.Module,  # p(x|z): latents `[..., *latent]` to a distribution over data
+        prior: nn.Module,  # p(z): a distribution over latents, from no input
+        beta: float | Ramp = 1.0,  # Weight of the rate, at least 0; 1 is the ELBO
+        # Samples of the posterior per data point, to average the distortion over; or, for IWAE, of
+        # the bound
+        n_samples: int = 1,
+        bound: str = 'elbo',  # Or `'iwae'`, the tighter one
+        # How the encoder's gradient is estimated, which does not change the loss: or `'stl'`, or,
+        # for IWAE, `'dreg'`
+        gradient: str = 'plain',
+        # Estimate the rate on the samples even where it is known exactly? IWAE, `'stl'` and
+        # `'dreg'` always do
+        sampled_rate: bool = False,
     ):
         super().__init__()
         check_parts(encoder, prior, decoder=decoder)
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
-        self.beta, self.n_samples, self.bound = weight('beta', beta), whole('n_samples', n_samples), known('bound', bound, ('elbo', 'iwae'))
+        self.beta, self.n_samples, self.bound = (
+            weight('beta', beta),
+            whole('n_samples', n_samples),
+            known('bound', bound, ('elbo', 'iwae')),
+        )
         self.gradient = known('gradient', gradient, ('plain', 'stl', 'dreg'))
-        if (bound, gradient) == ('elbo', 'dreg'): raise InvalidValue("`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'")
-        if not isinstance(sampled_rate, bool): raise InvalidType(f"`sampled_rate` must be True or False, got {sampled_rate!r}")
+        if (bound, gradient) == ('elbo', 'dreg'):
+            raise InvalidValue(
+                "`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'"
+            )
+        if not isinstance(sampled_rate, bool):
+            raise InvalidType(f'`sampled_rate` must be True or False, got {sampled_rate!r}')
         self.sampled_rate = sampled_rate or bound == 'iwae' or gradient == 'stl'
-        if self.sampled_rate: require_density(prior, 'a rate that is estimated on samples')
+        if self.sampled_rate:
+            require_density(prior, 'a rate that is estimated on samples')
 
     @property
-    def additive(self): return self.bound == 'elbo'
+    def additive(self):
+        return self.bound == 'elbo'
 
-    def forward(self,
-        batch:dict[str, Tensor] # `{'x': [batch, *shape]}`; other entries are not looked at
-    ) -> dict[str, Tensor]: # `loss`, `distortion` and `rate`, nats, `[batch]` each
+    def forward(
+        self,
+        # `{'x': [batch, *shape]}`; other entries are not looked at
+        batch: dict[str, Tensor],
+    ) -> dict[str, Tensor]:  # `loss`, `distortion` and `rate`, nats, `[batch]` each
         "Distortion, rate, and the loss they make"
-        if self.bound == 'iwae': return self.importance_weighted(batch['x'])
+        if self.bound == 'iwae':
+            return self.importance_weighted(batch['x'])
         q, x = self.encoder(batch['x']), batch['x']
         z = q.rsample() if self.n_samples == 1 else q.rsample((self.n_samples,))
         distortion, rate = -self.decoder(z).log_prob(x), self.rate(q, z)
-        if self.n_samples > 1: distortion, rate = distortion.mean(0), rate.mean(0) if rate.ndim > 1 else rate
-        return {'loss': distortion + now(self.beta)*rate, 'distortion': distortion, 'rate': rate}
+        if self.n_samples > 1:
+            distortion, rate = distortion.mean(0), rate.mean(0) if rate.ndim > 1 else rate
+        return {'loss': distortion + now(self.beta) * rate, 'distortion': distortion, 'rate': rate}
 
-    def encode(self,
-        x:Tensor # Data, `[batch, *shape]`
-    ) -> Distribution: # Batch shape `[batch]`, event shape that of the latents
+    def encode(
+        self,
+        x: Tensor,  # Data, `[batch, *shape]`
+    ) -> Distribution:  # Batch shape `[batch]`, event shape that of the latents
         "The posterior q(z|x)"
         return self.encoder(x)
 
-    def decode(self,
-        z:Tensor # Latents, `[..., *latent]`
-    ) -> Distribution: # Batch shape `[...]`, event shape that of the data
+    def decode(
+        self,
+        z: Tensor,  # Latents, `[..., *latent]`
+    ) -> Distribution:  # Batch shape `[...]`, event shape that of the data
         "The likelihood p(x|z)"
         return self.decoder(z)
 
+
 # %% ../nbs/11_vae.ipynb #b9e7d006
 @patch
-def rate(self:VAE,
-    q:Distribution, # The posterior, `[batch]`
-    z:Tensor # Its samples, `[batch, *latent]` or `[samples, batch, *latent]`
-) -> Tensor: # Nats, `[batch]` if exact, otherwise one for each sample
+def rate(
+    self: VAE,
+    q: Distribution,  # The posterior, `[batch]`
+    z: Tensor,  # Its samples, `[batch, *latent]` or `[samples, batch, *latent]`
+) -> Tensor:  # Nats, `[batch]` if exact, otherwise one for each sample
     "What the posterior says beyond the prior; its gradient is what `gradient` asks for"
     p = self.prior()
-    if not self.sampled_rate: return kl(q, p, z)
+    if not self.sampled_rate:
+        return kl(q, p, z)
     return (q if self.gradient == 'plain' else detached(q)).log_prob(z) - p.log_prob(z)
+
 
 # %% ../nbs/11_vae.ipynb #25468446
 @patch
-def reconstruct(self:VAE,
-    x:Tensor, # Data, `[batch, *shape]`
-    sample_latents:bool=False, # Sample the latents, instead of taking their mean?
-    noise:bool=False # Sample the data as well, instead of taking their mean?
-) -> Tensor: # Data, `[batch, *shape]`
+def reconstruct(
+    self: VAE,
+    x: Tensor,  # Data, `[batch, *shape]`
+    sample_latents: bool = False,  # Sample the latents, instead of taking their mean?
+    noise: bool = False,  # Sample the data as well, instead of taking their mean?
+) -> Tensor:  # Data, `[batch, *shape]`
     "Encode and decode"
     q = self.encoder(x)
     p = self.decoder(q.sample() if sample_latents else centre(q))
     return p.sample() if noise else centre(p)
 
+
 @patch
-def sample(self:VAE,
-    n:int, # How many
-    noise:bool=False # Sample data, instead of taking their means?
-) -> Tensor: # Data, `[n, *shape]`
+def sample(
+    self: VAE,
+    n: int,  # How many
+    noise: bool = False,  # Sample data, instead of taking their means?
+) -> Tensor:  # Data, `[n, *shape]`
     "Decode samples of the prior"
     p = self.decoder(self.prior().sample((n,)))
     return p.sample() if noise else centre(p)
 
+
 # %% ../nbs/11_vae.ipynb #36616f64
 @patch
-def log_weights(self:VAE,
-    x:Tensor, # Data, `[batch, *shape]`
-    n_samples:int # How many for each data point
-) -> Tensor: # Nats, `[n_samples, batch]`
+def log_weights(
+    self: VAE,
+    x: Tensor,  # Data, `[batch, *shape]`
+    n_samples: int,  # How many for each data point
+) -> Tensor:  # Nats, `[n_samples, batch]`
     r"$\log p(x|z) + \log p(z) - \log q(z|x)$ for samples $z$ of the posterior"
     q = self.encoder(x)
     z = q.rsample((n_samples,))
     return self.decoder(z).log_prob(x) + self.prior().log_prob(z) - q.log_prob(z)
 
+
 # %% ../nbs/11_vae.ipynb #b253950c
 @patch
-def importance_weighted(self:VAE,
-    x:Tensor # Data, `[batch, *shape]`
-) -> dict[str, Tensor]: # `loss`, `distortion` and `rate`, nats, `[batch]` each
+def importance_weighted(
+    self: VAE,
+    x: Tensor,  # Data, `[batch, *shape]`
+) -> dict[str, Tensor]:  # `loss`, `distortion` and `rate`, nats, `[batch]` each
     "The terms of the bound IWAE, of `n_samples` samples"
     q, beta = self.encoder(x), now(self.beta)
     z = q.rsample((self.n_samples,))
     doubly = self.gradient == 'dreg' and not isinstance(q, Delta)
-    if doubly: multiply = gradient_factor(z)
+    if doubly:
+        multiply = gradient_factor(z)
     distortion, rate = -self.decoder(z).log_prob(x), self.rate(q, z)
-    log_weights = -distortion - beta*rate
-    if doubly: multiply(1 - beta + beta*log_weights.detach().softmax(0))
-    return {'loss': -log_mean_exp(log_weights, 0), 'distortion': distortion.mean(0), 'rate': rate.mean(0)}
+    log_weights = -distortion - beta * rate
+    if doubly:
+        multiply(1 - beta + beta * log_weights.detach().softmax(0))
+    return {
+        'loss': -log_mean_exp(log_weights, 0),
+        'distortion': distortion.mean(0),
+        'rate': rate.mean(0),
+    }
+
 
 # %% ../nbs/11_vae.ipynb #c564ab75
 def gradient_factor(
-    z:Tensor # Samples, before anything is made of them
-) -> Callable[[Tensor], None]: # To be called once before the backward pass, with factors `[...]` for `z` of shape `[..., *event]`
+    z: Tensor,  # Samples, before anything is made of them
+    # To be called once before the backward pass, with factors `[...]` for `z` of shape `[...,
+    # *event]`
+) -> Callable[[Tensor], None]:
     "A way to say later by what the gradient with respect to `z` is to be multiplied"
     said = []
-    if z.requires_grad: z.register_hook(lambda g: g*said[0].to(g.dtype).reshape(*said[0].shape, *[1]*(g.ndim - said[0].ndim)))
+    if z.requires_grad:
+        z.register_hook(
+            lambda g: (
+                g * said[0].to(g.dtype).reshape(*said[0].shape, *[1] * (g.ndim - said[0].ndim))
+            )
+        )
     return said.append

@@ -14,41 +14,50 @@ from .distributions import centre, kl
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
 
+
 # %% ../nbs/12_vib.ipynb #43d011ee
 class VIB(Model):
     "A variational information bottleneck with any encoder, predictor and prior"
-    def __init__(self,
-        encoder:nn.Module, # q(z|x): data `[..., *shape]` to a distribution over latents
-        predictor:nn.Module, # p(y|z): latents `[..., *latent]` to a distribution over targets
-        prior:nn.Module, # p(z): a distribution over latents, from no input
-        beta:float|Ramp=1e-3, # Weight of the rate, at least 0
-        n_samples:int=1 # Samples of the latents per data point, to average the distortion over
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # q(z|x): data `[..., *shape]` to a distribution over latents
+        # p(y|z): latents `[..., *latent]` to a distribution over targets
+        predictor: nn.Module,
+        prior: nn.Module,  # p(z): a distribution over latents, from no input
+        beta: float | Ramp = 1e-3,  # Weight of the rate, at least 0
+        # Samples of the latents per data point, to average the distortion over
+        n_samples: int = 1,
     ):
         super().__init__()
         check_parts(encoder, prior, predictor=predictor)
         self.encoder, self.predictor, self.prior = encoder, predictor, prior
         self.beta, self.n_samples = weight('beta', beta), whole('n_samples', n_samples)
 
-    def forward(self,
-        batch:dict[str, Tensor] # `{'x': [batch, *shape], 'y': [batch, *target]}`
-    ) -> dict[str, Tensor]: # `loss`, `distortion` and `rate`, nats, `[batch]` each
+    def forward(
+        self,
+        batch: dict[str, Tensor],  # `{'x': [batch, *shape], 'y': [batch, *target]}`
+    ) -> dict[str, Tensor]:  # `loss`, `distortion` and `rate`, nats, `[batch]` each
         "Distortion, rate, and the loss they make"
         q = self.encoder(batch['x'])
         z = q.rsample((self.n_samples,))
         distortion, rate = -self.predictor(z).log_prob(batch['y']).mean(0), kl(q, self.prior(), z)
-        if rate.ndim > 1: rate = rate.mean(0)
-        return {'loss': distortion + now(self.beta)*rate, 'distortion': distortion, 'rate': rate}
+        if rate.ndim > 1:
+            rate = rate.mean(0)
+        return {'loss': distortion + now(self.beta) * rate, 'distortion': distortion, 'rate': rate}
 
-    def encode(self,
-        x:Tensor # Data, `[batch, *shape]`
-    ) -> Distribution: # Batch shape `[batch]`, event shape that of the latents
+    def encode(
+        self,
+        x: Tensor,  # Data, `[batch, *shape]`
+    ) -> Distribution:  # Batch shape `[batch]`, event shape that of the latents
         "What is kept of the data, q(z|x)"
         return self.encoder(x)
 
-    def predict(self,
-        x:Tensor, # Data, `[batch, *shape]`
-        sample_latents:bool=False # Sample the latents, instead of taking their mean?
-    ) -> Distribution: # Batch shape `[batch]`, event shape that of the targets
+    def predict(
+        self,
+        x: Tensor,  # Data, `[batch, *shape]`
+        sample_latents: bool = False,  # Sample the latents, instead of taking their mean?
+    ) -> Distribution:  # Batch shape `[batch]`, event shape that of the targets
         "What is said about the targets, p(y|z)"
         q = self.encoder(x)
         return self.predictor(q.sample() if sample_latents else centre(q))

@@ -1,5 +1,15 @@
-"The train experiment as people start it: a command in some folder, or a kernel of Jupyter; and what it left"
-import csv, json, os, re, shutil, signal, subprocess, sys
+"""The train experiment as people start it: a command in some folder, or a kernel of Jupyter; and
+what it left
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from filelock import FileLock
@@ -11,29 +21,76 @@ from tree import BIN, ROOT
 
 PAGE = 'nbs/experiments/train.ipynb'
 
+
 def environment(home, project=ROOT, **more):
     "Of a user whose home folder is new, and who has no network: `more` are further variables"
-    kept = {k: v for k, v in os.environ.items() if not re.match(r'DLFRAME|WANDB|PAPERMILL|JUPYTER|IPYTHON|XDG|MPL|(DEVICE_NAME|DATA_ROOT|RUNS_ROOT|no_proxy)$', k, re.I)}
-    nowhere = dict.fromkeys(('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'), 'http://127.0.0.1:9')
-    return {**kept, **nowhere, 'HOME': str(home), 'PATH': os.pathsep.join([str(BIN), os.environ['PATH']]), 'PYTHONPATH': str(project),
-            'PYTHONDONTWRITEBYTECODE': '1', 'OMP_NUM_THREADS': '1', **{k: str(v) for k, v in more.items()}}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not re.match(
+            r'DLFRAME|WANDB|PAPERMILL|JUPYTER|IPYTHON|XDG|MPL|(DEVICE_NAME|DATA_ROOT|RUNS_ROOT|no_proxy)$',
+            k,
+            re.I,
+        )
+    }
+    nowhere = dict.fromkeys(
+        ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'),
+        'http://127.0.0.1:9',
+    )
+    return {
+        **kept,
+        **nowhere,
+        'HOME': str(home),
+        'PATH': os.pathsep.join([str(BIN), os.environ['PATH']]),
+        'PYTHONPATH': str(project),
+        'PYTHONDONTWRITEBYTECODE': '1',
+        'OMP_NUM_THREADS': '1',
+        **{k: str(v) for k, v in more.items()},
+    }
+
 
 def start(*cmd, env, cwd=ROOT):
     "Run a command to its end"
-    return subprocess.run([str(c) for c in cmd], cwd=cwd, env=env, text=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [str(c) for c in cmd],
+        cwd=cwd,
+        env=env,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
+
 
 def papermill(notebook, output, env, cwd=ROOT, **values):
     "`papermill notebook output -p name value …`"
-    return start('papermill', notebook, output, *(word for k, v in values.items() for word in ('-p', k, v)), env=env, cwd=cwd)
+    return start(
+        'papermill',
+        notebook,
+        output,
+        *(word for k, v in values.items() for word in ('-p', k, v)),
+        env=env,
+        cwd=cwd,
+    )
+
 
 def dlframe_run(*words, env, cwd=ROOT):
     "`dlframe-run …`, of the project that `env` names"
-    return start(sys.executable, '-c', 'from dlframe.run import main; main()', *words, env=env, cwd=cwd)
+    return start(
+        sys.executable, '-c', 'from dlframe.run import main; main()', *words, env=env, cwd=cwd
+    )
 
-def code(page=ROOT/PAGE): return [''.join(c['source']) for c in json.loads(page.read_text('utf-8'))['cells'] if c['cell_type'] == 'code']
+
+def code(page=ROOT / PAGE):
+    return [
+        ''.join(c['source'])
+        for c in json.loads(page.read_text('utf-8'))['cells']
+        if c['cell_type'] == 'code'
+    ]
+
 
 class Jupyter:
     "A kernel that Jupyter started in the notebook's folder, with somebody in front of it"
+
     def __init__(self, folder, env, connection):
         self.manager = KernelManager(kernel_name='python3', connection_file=str(connection))
         self.manager.start_kernel(cwd=str(folder), env=env)
@@ -41,41 +98,67 @@ class Jupyter:
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
 
-    def __enter__(self): return self
-    def __exit__(self, *args): self.client.stop_channels(), self.manager.shutdown_kernel(now=True)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.client.stop_channels(), self.manager.shutdown_kernel(now=True)
 
     def cell(self, source, listen=lambda message: None):
-        "Run a cell; its error as text, `''` if there was none, and what it said; all that came is in `heard`, and goes to `listen` as it comes"
+        """Run a cell; its error as text, `''` if there was none, and what it said; all that came is
+        in `heard`, and goes to `listen` as it comes
+        """
         said, self.heard = [], []
+
         def hear(message):
             self.heard.append(message)
-            if message['msg_type'] == 'stream': said.append(message['content']['text'])
+            if message['msg_type'] == 'stream':
+                said.append(message['content']['text'])
             listen(message)
-        reply = self.client.execute_interactive(source, allow_stdin=True, output_hook=hear, timeout=PATIENCE)['content']
-        return '' if reply['status'] == 'ok' else f"{reply['ename']}: {reply['evalue']}", ''.join(said)
+
+        reply = self.client.execute_interactive(
+            source, allow_stdin=True, output_hook=hear, timeout=PATIENCE
+        )['content']
+        return '' if reply['status'] == 'ok' else f'{reply["ename"]}: {reply["evalue"]}', ''.join(
+            said
+        )
 
     def run(self, cells, **values):
-        "Write `values` into the parameters, as one does by hand, and run the cells from the first, up to an error"
+        """Write `values` into the parameters, as one does by hand, and run the cells from the
+        first, up to an error
+        """
         cells, heard = list(cells), ''
         for name, value in values.items():
-            cells[0], n = re.subn(rf'^({name}: .+?) = .+?(?= #)', lambda m: f'{m[1]} = {value!r}', cells[0], flags=re.M)
+            cells[0], n = re.subn(
+                rf'^({name}: .+?) = .+?(?= #)',
+                lambda m: f'{m[1]} = {value!r}',
+                cells[0],
+                flags=re.M,
+            )
             assert n == 1, name
         for source in cells:
             error, said = self.cell(source)
             heard += said
-            if error: return error, heard
+            if error:
+                return error, heard
         return '', heard
 
+
 def attentive():
-    "For a process that is started: ignore no signal, though whoever started the tests may have said so (`nohup`)"
-    for number in signal.SIGINT, signal.SIGHUP: signal.signal(number, signal.SIG_DFL)
+    """For a process that is started: ignore no signal, though whoever started the tests may have
+    said so (`nohup`)
+    """
+    for number in signal.SIGINT, signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)
+
 
 def once(tmp_path_factory, name, make=lambda folder: None):
     "The folder that `make(folder)` fills: one of the parallel processes does it, the others wait"
     base = tmp_path_factory.getbasetemp()
-    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent
-    folder, made = base/name, base/f'{name}.made'
-    with FileLock(base/f'{name}.lock'):
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        base = base.parent
+    folder, made = base / name, base / f'{name}.made'
+    with FileLock(base / f'{name}.lock'):
         if not made.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -83,27 +166,43 @@ def once(tmp_path_factory, name, make=lambda folder: None):
             made.touch()
     return folder
 
+
 def left(*folders):
     "Names of all there is in some folders, with contents"
-    return {p: p.is_file() and p.read_bytes() for folder in map(Path, folders) for p in [folder, *folder.rglob('*')] if p.exists()}
+    return {
+        p: p.is_file() and p.read_bytes()
+        for folder in map(Path, folders)
+        for p in [folder, *folder.rglob('*')]
+        if p.exists()
+    }
+
 
 def numbers(run):
     "Rows of `metrics.csv`, without seconds"
-    with open(run/'metrics.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    return [{k: v for k, v in r.items() if k != 'seconds'} for r in rows if not r['name'].startswith('seconds/')]
+    with open(run / 'metrics.csv', newline='', encoding='utf-8') as f:
+        rows = list(csv.DictReader(f))
+    return [
+        {k: v for k, v in r.items() if k != 'seconds'}
+        for r in rows
+        if not r['name'].startswith('seconds/')
+    ]
 
-def weights(run): return (run/'checkpoints/model.safetensors').read_bytes()
+
+def weights(run):
+    return (run / 'checkpoints/model.safetensors').read_bytes()
+
 
 # A small trial of a sweep, which stays where it is, or fails, as it is asked to
 
-DECLARED = '''beta: float = 1.
+DECLARED = """beta: float = 1.
 lr: float = 1e-3
 train_for: str = '30 steps'
 logger: str = 'files'
 stays: str = '' # Once: 'in training', 'after training', or both
-fails: str = '' # 'early', 'killed', in 'training', 'late\''''
+fails: str = '' # 'early', 'killed', in 'training', 'late\'"""
 
-TRIAL = ['''if fails == 'early': import nothing_of_this_name
+TRIAL = [
+    """if fails == 'early': import nothing_of_this_name
 from dlframe.params import parameters
 settings = parameters()
 import os, time
@@ -131,25 +230,44 @@ class Stay(Part, pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if pl_module.counters['steps'] != 17: return
         if fails == 'training': raise OSError('the cable')
-        stay('in training', lambda: pl_module.asked_to_stop)''',
-'''pl.seed_everything(0, verbose=False)
+        stay('in training', lambda: pl_module.asked_to_stop)""",
+    """pl.seed_everything(0, verbose=False)
 vae = VAE(encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16]), prior('standard_normal', 2), beta=beta)
 run = Run(Optimization(vae, images('digits'), lr=lr), train_for, [Evaluate(Terms('valid'), '10 steps')], project='test', log_every='3 steps', save_every='5 steps', logger=logger, callbacks=[Stay()])
-run = run.fit()''',
-'''stay('after training')
+run = run.fit()""",
+    """stay('after training')
 assert fails != 'late', 'nothing was learned'
-print(run.optimization.counters['steps'], 'steps')''']
+print(run.optimization.counters['steps'], 'steps')""",
+]
+
 
 def trial_page(to):
     "Write it"
     cells = [new_code_cell(DECLARED, metadata={'tags': ['parameters']}), *map(new_code_cell, TRIAL)]
-    write(new_notebook(cells=cells, metadata={'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}}), to)
+    write(
+        new_notebook(
+            cells=cells,
+            metadata={
+                'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
+            },
+        ),
+        to,
+    )
+
 
 def stayed(run, where):
     "The process of papermill, once its kernel waits there"
     at = run.with_name(f'{run.name}.stayed {where}')
     return int(at.read_text() or 0) if at.exists() else 0
 
-def go(run, where): run.with_name(f'{run.name}.stayed {where}').write_text('go')
 
-def statuses(notebook): return [c['metadata']['papermill']['status'] for c in json.loads(notebook.read_text('utf-8'))['cells'] if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata']['tags']]
+def go(run, where):
+    run.with_name(f'{run.name}.stayed {where}').write_text('go')
+
+
+def statuses(notebook):
+    return [
+        c['metadata']['papermill']['status']
+        for c in json.loads(notebook.read_text('utf-8'))['cells']
+        if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata']['tags']
+    ]

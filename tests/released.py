@@ -222,7 +222,9 @@ def resumed(folder):
 
 
 def arithmetic():
-    "How this torch computes on this processor, as a digest: where it is the same, numbers agree to the last bit"
+    """How this torch computes on this processor, as a digest: where it is the same, numbers agree
+    to the last bit
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(128, 64, generator=generator)
     weights = [torch.randn(16, n, generator=generator).requires_grad_() for n in (64, 16)]
@@ -231,7 +233,11 @@ def arithmetic():
     for _ in range(20):
         hidden = torch.relu(x @ weights[0].T) @ weights[1].T
         features = torch.conv2d(x.view(-1, 1, 8, 8), kernel, stride=2, padding=1).flatten(1)
-        loss = nn.functional.softplus(hidden).mean() + hidden.logsumexp(1).mean() + features.tanh().exp().mean()
+        loss = (
+            nn.functional.softplus(hidden).mean()
+            + hidden.logsumexp(1).mean()
+            + features.tanh().exp().mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -271,7 +277,12 @@ def forget_machine(folder, home):
         if path.name == 'SHA256SUMS':
             continue
         text = path.read_text(encoding='utf-8')
-        for word, new in [(str(home), '/runs'), (platform.node(), 'host'), (str(RELEASES.parents[1]), '/dlframe'), (os.environ.get('DATA_ROOT') or '/data', '/data')]:
+        for word, new in [
+            (str(home), '/runs'),
+            (platform.node(), 'host'),
+            (str(RELEASES.parents[1]), '/dlframe'),
+            (os.environ.get('DATA_ROOT') or '/data', '/data'),
+        ]:
             text = text.replace(word, new)
         if text == path.read_text(encoding='utf-8'):
             continue
@@ -285,7 +296,12 @@ def forget_machine(folder, home):
 
 def drop_superfluous(runs):
     "Remove what no later version reads"
-    files = [*runs.rglob('.lock'), *runs.rglob('code.patch'), *runs.rglob('media/**/*.png'), *runs.rglob('log')]
+    files = [
+        *runs.rglob('.lock'),
+        *runs.rglob('code.patch'),
+        *runs.rglob('media/**/*.png'),
+        *runs.rglob('log'),
+    ]
     files += [p for p in runs.rglob('previous.ckpt') if p.parents[1].name != 'interrupted']
     for file in files:
         file.unlink()
@@ -342,7 +358,9 @@ def main():
         shutil.move(runs, release)
     write_json(release / 'results.json', {'arithmetic': arithmetic(), 'runs': found})
     write_json(release / 'names.json', class_names())
-    sizes = pd.Series({str(p.relative_to(release)): p.stat().st_size for p in release.rglob('*') if p.is_file()})
+    sizes = pd.Series(
+        {str(p.relative_to(release)): p.stat().st_size for p in release.rglob('*') if p.is_file()}
+    )
     print(sizes.sort_values().tail(12), sizes.sum())
 
 

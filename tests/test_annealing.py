@@ -1,4 +1,5 @@
 "Errors of annealed likelihoods against their spread, and bounds against exact values"
+
 import math
 import tempfile
 
@@ -30,7 +31,7 @@ class Humps(nn.Module):
         self.prior, self.slope, self.scale = StandardNormalPrior(1), slope, scale
 
     def decode(self, z):
-        loc = torch.cat([2*torch.sin(4*z), self.slope*z], -1)
+        loc = torch.cat([2 * torch.sin(4 * z), self.slope * z], -1)
         return DiagonalNormal(loc, torch.full_like(loc, math.log(self.scale)))
 
     def log_likelihood(self, x):
@@ -51,7 +52,7 @@ class Line(nn.Module):
         return DiagonalNormal(z, torch.full_like(z, math.log(0.5)))
 
     def log_likelihood(self, x):
-        return DiagonalNormal(torch.zeros(1), torch.tensor([math.log(1.25)/2])).log_prob(x)
+        return DiagonalNormal(torch.zeros(1), torch.tensor([math.log(1.25) / 2])).log_prob(x)
 
 
 weights = st.lists(
@@ -64,11 +65,11 @@ weights = st.lists(
 def test_the_jackknife_leaves_out_each_chain(log_weights):
     logs = torch.tensor(log_weights, dtype=torch.float64)[:, None]
     n = len(logs)
-    left_out = [log_mean_exp(torch.cat([logs[:i], logs[i + 1:]])) for i in range(n)]
+    left_out = [log_mean_exp(torch.cat([logs[:i], logs[i + 1 :]])) for i in range(n)]
     left_out = torch.stack(left_out)
     found = log_mean_error(logs)
     if left_out.isfinite().all():
-        expected = left_out.std(0, correction=0)*(n - 1)**0.5
+        expected = left_out.std(0, correction=0) * (n - 1) ** 0.5
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     else:
         assert found.item() == math.inf
@@ -78,9 +79,7 @@ def test_the_jackknife_leaves_out_each_chain(log_weights):
         assert effective_samples(logs).item() == 0
 
 
-@pytest.mark.parametrize(
-    'model, largest', [(Line(), 1.25), (Humps(0.0), 1.25), (Humps(0.5), 2)]
-)
+@pytest.mark.parametrize('model, largest', [(Line(), 1.25), (Humps(0.0), 1.25), (Humps(0.5), 2)])
 def test_standard_errors_match_the_spread_of_repeated_estimates(model, largest):
     "300 estimates know their spread to a tenth; the jackknife is too large where few chains count"
     torch.manual_seed(0)
@@ -88,7 +87,7 @@ def test_standard_errors_match_the_spread_of_repeated_estimates(model, largest):
     log_weights, _ = annealed_log_weights(model, x.expand(300, -1), 16, 30, n_leaps=4)
     spread = log_mean_exp(log_weights).std().item()
     error = log_mean_error(log_weights).square().mean().sqrt().item()
-    assert 0.8 < error/spread < largest, (error, spread, effective_samples(log_weights).mean())
+    assert 0.8 < error / spread < largest, (error, spread, effective_samples(log_weights).mean())
 
 
 @pytest.mark.parametrize(
@@ -101,9 +100,9 @@ def test_exact_values_lie_between_the_bounds(model, closed):
     z, x = simulated(model, n)
     bounds, truth = bidirectional_bounds(model, z, x, 8, 40, n_leaps=4), model.log_likelihood(x)
     for below in bounds.lower - truth, truth - bounds.upper:
-        assert below.mean() < 3*below.std()/n**0.5
+        assert below.mean() < 3 * below.std() / n**0.5
         ratio = below.exp()
-        assert closed or abs(ratio.mean() - 1) < 5*ratio.std()/n**0.5
+        assert closed or abs(ratio.mean() - 1) < 5 * ratio.std() / n**0.5
 
 
 def test_the_gap_warns_where_acceptance_does_not():
@@ -115,7 +114,7 @@ def test_the_gap_warns_where_acceptance_does_not():
     alike, apart = (bounds.gap.mean() for bounds in found.values())
     acceptances = [bounds.acceptance.mean() for bounds in found.values()]
     assert abs(acceptances[0] - acceptances[1]) < 0.05
-    assert apart > 3*alike, (apart, alike)
+    assert apart > 3 * alike, (apart, alike)
 
 
 def test_chains_that_walk_back_use_the_sizes_of_the_forward_walk():

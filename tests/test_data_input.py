@@ -70,7 +70,7 @@ def trained(tmp_path, monkeypatch):
     def fit(data, model=vae, evaluator=None, metric='valid/loss'):
         "The last value of a metric after a few steps"
         torch.manual_seed(0)
-        name = f"run{len(list((tmp_path / 'runs').glob('*')))}"
+        name = f'run{len(list((tmp_path / "runs").glob("*")))}'
         run = Run(
             Optimization(model(), data, lr=0.01),
             '5 steps',
@@ -116,7 +116,8 @@ def test_one_picture_in_any_spelling_trains_on_the_same_numbers(trained):
     }
     losses = {k: trained(data) for k, data in spellings.items()}
     assert len(losses) == 7 and len(set(losses.values())) == 1, losses
-    at_best, untrained = 39.1, 64 * np.log(2)  # nats of 64 pixels, of which three in ten are white
+    # nats of 64 pixels, of which three in ten are white
+    at_best, untrained = 39.1, 64 * np.log(2)
     assert at_best < losses['floats'] < untrained
 
 
@@ -509,11 +510,11 @@ def test_contradictory_folders(folders, error, said, tmp_path):
 
 def test_folders_that_are_taken(tmp_path):
     "Names that only look like splits, classes named as splits, empty classes, a missing split"
-    assert {0: 0, 1: 1} == found(layout(tmp_path / 'words', 'testament', 'trainers'), 'train')
+    assert found(layout(tmp_path / 'words', 'testament', 'trainers'), 'train') == {0: 0, 1: 1}
     layout(tmp_path / 'vehicles', 'bus', 'train')
-    assert {0: 0, 1: 1} == found(
+    assert found(
         dataset('ImageFolder', root=str(tmp_path / 'vehicles'), split_folders=False), 'train'
-    )
+    ) == {0: 0, 1: 1}
     inner = layout(tmp_path / 'inner', 'train/bus', 'train/train', 'test/train')
     assert (found(inner, 'train'), found(inner, 'test')) == ({0: 0, 1: 1}, {2: 1})
     empty = layout(tmp_path / 'empty', 'train/ant', 'train/bee', 'test/bee')
@@ -559,5 +560,5 @@ def test_options_cannot_make_splits_equal(tmp_path):
     ):
         with pytest.raises(InvalidValue, match='must be left out, since it tells the splits'):
             TorchvisionImages(name, root=str(tmp_path), **option)['test']
-    with pytest.raises(Refusal, match="`SVHN option` must be one of"):
+    with pytest.raises(Refusal, match='`SVHN option` must be one of'):
         dataset('SVHN', split='extra')

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import mpmath as mp
 import pytest
 import torch
-import torch.distributions as td
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +15,6 @@ from dlframe.distributions import (
     Categorical,
     ContinuousBernoulli,
     DiagonalNormal,
-    GreyBeta,
     Laplace,
     NormalMixture,
     StandardNormal,
@@ -26,7 +24,7 @@ from dlframe.distributions import (
     validation,
 )
 from dlframe.prior_checks import log_aggregate
-from dlframe.priors import ARDPrior, MixturePrior, VampPrior, prior, priors
+from dlframe.priors import ARDPrior, VampPrior, prior, priors
 
 mp.mp.dps = 40
 dtypes = pytest.mark.parametrize(
@@ -134,7 +132,8 @@ def categorical(params, x):
 class Case(NamedTuple):
     "A head, the range of its raw parameters and of its values"
 
-    log_prob: object  # Of parameters and value: nats, slopes, and the scale of rounding in each
+    # Of parameters and value: nats, slopes, and the scale of rounding in each
+    log_prob: object
     params: list  # Strategies
     value: object  # Parameters to a strategy
     options: dict = {}
@@ -313,7 +312,8 @@ def test_point():
     assert d.log_prob(torch.tensor([2.0])) == 0 and d.log_prob(torch.tensor([2.1])) == -math.inf
 
 
-# ------------------------------------------------------------------------------------ their other functions
+# ------------------------------------------------------------------------------------ their other
+# functions
 
 
 @dtypes
@@ -553,7 +553,8 @@ def test_information_of_narrow_posteriors(deep):
     q = DiagonalNormal(loc, log_scale)
     z = q.sample()
     information = (q.log_prob(z).double() - log_aggregate(z, [q]).double()).mean()
-    assert abs(information - math.log(n)) < 1e-4  # float32: the densities are up to 250 nats
+    # float32: the densities are up to 250 nats
+    assert abs(information - math.log(n)) < 1e-4
 
 
 # ------------------------------------------------------------------------------------ priors

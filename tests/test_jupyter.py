@@ -1,5 +1,7 @@
 "What a person in front of a notebook sees: errors, curves, the stop button"
-import json, re
+
+import json
+import re
 
 import nbformat
 import pytest
@@ -9,7 +11,10 @@ from dlframe.entries import Figure
 from dlframe.loading import load
 from dlframe.specs import build, read
 
-BEGIN = ['beta: float = 1. # Weight of the rate', 'from dlframe.params import parameters\nsettings = parameters()', '''
+BEGIN = [
+    'beta: float = 1. # Weight of the rate',
+    'from dlframe.params import parameters\nsettings = parameters()',
+    """
 import os, threading, time
 from pathlib import Path
 from pytorch_lightning import seed_everything
@@ -24,7 +29,8 @@ from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run
 from dlframe.vae import VAE
-''', '''
+""",
+    """
 def pressed():
     "How often the button has been pressed"
     return len(Path('pressed').read_text()) if Path('pressed').exists() else 0
@@ -45,36 +51,57 @@ def new_run(name, train_for='300 steps', evaluations=(), body=None, **options):
     seed_everything(0, verbose=False)
     vae = VAE(body or encoder('mlp', (1, 8, 8), 3, [16]), decoder('mlp', 3, (1, 8, 8), [16]), prior('standard_normal', 3), settings['beta'])
     return Run(Optimization(vae, images('digits')), train_for, [Evaluate(e, every) for e, every in evaluations], name, log_every='10 steps', **options)
-''']
+""",
+]
+
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp('runs')
+
 
 @pytest.fixture(scope='module')
 def kernel(tmp_path_factory, runs):
     home = tmp_path_factory.mktemp('home')
-    with Jupyter(home, environment(home, RUNS_ROOT=runs), home/'kernel.json') as kernel:
+    with Jupyter(home, environment(home, RUNS_ROOT=runs), home / 'kernel.json') as kernel:
         kernel.home = home
         assert kernel.run(BEGIN)[0] == ''
         yield kernel
 
+
 def shown(kernel, source):
     "Lines of the error of a cell, as Jupyter shows them"
     kernel.cell(source)
-    text, = ['\n'.join(m['content']['traceback']) for m in kernel.heard if m['msg_type'] == 'error']
+    (text,) = [
+        '\n'.join(m['content']['traceback']) for m in kernel.heard if m['msg_type'] == 'error'
+    ]
     return re.sub(r'\x1b\[[0-9;]*m', '', text).splitlines()
+
 
 # Errors
 
-@pytest.mark.parametrize('source, said', [
-    ("new_run('x', '5 epocs')", "UnknownName: `train_for` must be one of"), ("new_run('x', seed=-1)", "InvalidValue: `seed` must be at least 0, got -1"),
-    ("prior('standard_normal', 2.5)", 'InvalidType: `'), ("images('digits')['vaild']", "did you mean 'valid'?")])
+
+@pytest.mark.parametrize(
+    'source, said',
+    [
+        ("new_run('x', '5 epocs')", 'UnknownName: `train_for` must be one of'),
+        ("new_run('x', seed=-1)", 'InvalidValue: `seed` must be at least 0, got -1'),
+        ("prior('standard_normal', 2.5)", 'InvalidType: `'),
+        ("images('digits')['vaild']", "did you mean 'valid'?"),
+    ],
+)
 def test_a_refusal_is_a_few_lines(kernel, source, said):
     lines = shown(kernel, source)
-    assert len(lines) <= 12 and said in lines[-1] and lines[0].startswith('Cell In[') and lines[1] == f'    {source}'
+    assert (
+        len(lines) <= 12
+        and said in lines[-1]
+        and lines[0].startswith('Cell In[')
+        and lines[1] == f'    {source}'
+    )
     assert sum('dlframe/' in line for line in lines) == 1
 
-WRONG = '''
+
+WRONG = """
 class Body(nn.Module):
     def __init__(self):
         super().__init__()
@@ -82,92 +109,159 @@ class Body(nn.Module):
     def forward(self, x): return self.net(x[..., :7])
 run = new_run('misfit', body=Body())
 run.fit()
-'''
+"""
+
 
 def test_a_shape_mismatch_is_on_one_screen(kernel):
     lines = shown(kernel, WRONG)
-    assert len(lines) <= 25 and 'must fit the data' in lines[-1] and 'def forward(self, x): return self.net(x[..., :7])' in '\n'.join(lines)
+    assert (
+        len(lines) <= 25
+        and 'must fit the data' in lines[-1]
+        and 'def forward(self, x): return self.net(x[..., :7])' in '\n'.join(lines)
+    )
+
 
 def test_all_of_it_can_be_asked_for(kernel):
     lines = shown(kernel, WRONG)
-    everything = kernel.cell('%tb') and [m for m in kernel.heard if m['msg_type'] == 'error'][0]['content']['traceback']
-    assert len('\n'.join(everything).splitlines()) > 2*len(lines)
-    assert kernel.cell('import sys; print(type(sys.last_value).__name__, sys.last_traceback is not None)') == ('', 'InvalidValue True\n')
+    everything = (
+        kernel.cell('%tb')
+        and [m for m in kernel.heard if m['msg_type'] == 'error'][0]['content']['traceback']
+    )
+    assert len('\n'.join(everything).splitlines()) > 2 * len(lines)
+    assert kernel.cell(
+        'import sys; print(type(sys.last_value).__name__, sys.last_traceback is not None)'
+    ) == ('', 'InvalidValue True\n')
     kernel.cell("os.environ['DLFRAME_DEBUG'] = '1'")
-    assert len(shown(kernel, WRONG)) > 2*len(lines)
+    assert len(shown(kernel, WRONG)) > 2 * len(lines)
     kernel.cell("del os.environ['DLFRAME_DEBUG']")
+
 
 def test_errors_of_other_kinds_are_shown(kernel):
     assert shown(kernel, 'a b')[-1].startswith('SyntaxError')
     assert shown(kernel, '1/0')[-1] == 'ZeroDivisionError: division by zero'
     assert shown(kernel, 'raise KeyError')[-1] == 'KeyError'
-    assert shown(kernel, "class Bad(Exception):\n    def __str__(self): return 1/0\nraise Bad()")
+    assert shown(kernel, 'class Bad(Exception):\n    def __str__(self): return 1/0\nraise Bad()')
     assert kernel.cell('1 + 1') == ('', '')
 
+
 def test_papermill_keeps_all_of_it(tmp_path):
-    cells = [nbformat.v4.new_code_cell(s) for s in (*BEGIN[:2], "from dlframe.images import images\nimages('digits')['vaild']")]
+    cells = [
+        nbformat.v4.new_code_cell(s)
+        for s in (*BEGIN[:2], "from dlframe.images import images\nimages('digits')['vaild']")
+    ]
     cells[0].metadata['tags'] = ['parameters']
-    kernelspec = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernelspec), tmp_path/'in.ipynb')
-    r = papermill(tmp_path/'in.ipynb', tmp_path/'out.ipynb', environment(tmp_path), tmp_path)
+    kernelspec = {
+        'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}
+    }
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernelspec), tmp_path / 'in.ipynb'
+    )
+    r = papermill(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', environment(tmp_path), tmp_path)
     assert r.returncode and "did you mean 'valid'?" in r.stderr
-    error, = [o for c in nbformat.read(tmp_path/'out.ipynb', 4).cells for o in c.get('outputs', []) if o.output_type == 'error']
-    assert error.ename == 'UnknownName' and 'Traceback (most recent call last)' in '\n'.join(error.traceback)
+    (error,) = [
+        o
+        for c in nbformat.read(tmp_path / 'out.ipynb', 4).cells
+        for o in c.get('outputs', [])
+        if o.output_type == 'error'
+    ]
+    assert error.ename == 'UnknownName' and 'Traceback (most recent call last)' in '\n'.join(
+        error.traceback
+    )
+
 
 # Curves
+
 
 def test_curves_are_drawn_in_place_and_from_elsewhere(kernel, runs, monkeypatch):
     monkeypatch.setenv('RUNS_ROOT', str(runs))
     elsewhere = []
+
     def look(message):
-        if message['msg_type'] != 'display_data': return
-        elsewhere.append(load(runs/'live').plot())
-        manifest = {k: v for k, v in read(runs/'live/manifest.json').items() if k not in ('made', 'parameters')}
+        if message['msg_type'] != 'display_data':
+            return
+        elsewhere.append(load(runs / 'live').plot())
+        manifest = {
+            k: v
+            for k, v in read(runs / 'live/manifest.json').items()
+            if k not in ('made', 'parameters')
+        }
         elsewhere.append(build(manifest)['run'].plot())
-        assert not (runs/'live/checkpoints/model.safetensors').exists()
-    assert kernel.cell("live = new_run('live', '8 seconds', save_every='1 second').fit()", look)[0] == ''
+        assert not (runs / 'live/checkpoints/model.safetensors').exists()
+
+    assert (
+        kernel.cell("live = new_run('live', '8 seconds', save_every='1 second').fit()", look)[0]
+        == ''
+    )
     assert [type(e) for e in elsewhere] == [Figure, Figure]
-    first, = [m for m in kernel.heard if m['msg_type'] == 'display_data']
+    (first,) = [m for m in kernel.heard if m['msg_type'] == 'display_data']
     updates = [m for m in kernel.heard if m['msg_type'] == 'update_display_data']
     assert 'image/png' in first['content']['data'] and 1 <= len(updates) <= 3
-    assert {m['content']['transient']['display_id'] for m in updates} == {first['content']['transient']['display_id']}
+    assert {m['content']['transient']['display_id'] for m in updates} == {
+        first['content']['transient']['display_id']
+    }
     assert sum(len(json.dumps(m['content'])) for m in kernel.heard) < 300_000
     assert kernel.cell('live.plot()')[0] == ''
 
+
 # The stop button
+
 
 class Press:
     "Interrupt the kernel as soon as a text is said, each time"
-    def __init__(self, kernel, *texts): self.kernel, self.texts, self.n = kernel, list(texts), 0
+
+    def __init__(self, kernel, *texts):
+        self.kernel, self.texts, self.n = kernel, list(texts), 0
 
     def __call__(self, message):
         if self.texts and self.texts[0] in message['content'].get('text', ''):
             self.texts.pop(0)
             self.kernel.manager.interrupt_kernel()
             self.n += 1
-            (self.kernel.home/'pressed').write_text('x'*self.n)
+            (self.kernel.home / 'pressed').write_text('x' * self.n)
+
 
 def stop(kernel, source, *texts):
     "Error and words of a cell that is interrupted at these words"
-    (kernel.home/'pressed').write_text('')
+    (kernel.home / 'pressed').write_text('')
     press = Press(kernel, *texts)
     error, said = kernel.cell(source, press)
     assert not press.texts
     return error, said
 
+
 @pytest.fixture(scope='module')
 def never_stopped(kernel, runs):
-    assert kernel.cell("new_run('whole', evaluations=[(Terms('valid'), '50 steps'), (Slow(0), '50 steps')]).fit();")[0] == ''
-    return runs/'whole'
+    assert (
+        kernel.cell(
+            "new_run('whole', evaluations=[(Terms('valid'), '50 steps'), (Slow(0), '50 "
+            "steps')]).fit();"
+        )[0]
+        == ''
+    )
+    return runs / 'whole'
+
 
 def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
-    error, said = stop(kernel, "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps'), (Slow(2), '50 steps')]).fit()", 'evaluation 2')
-    assert not error and f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
-    assert (runs/'stopped/checkpoints/last.ckpt').exists() and not (runs/'stopped/checkpoints/model.safetensors').exists()
-    assert kernel.cell("print(repr(stopped).splitlines()[-1])")[1].endswith(', interrupted\n')
+    error, said = stop(
+        kernel,
+        "stopped = new_run('stopped', evaluations=[(Terms('valid'), '50 steps'), (Slow(2), '50 "
+        "steps')]).fit()",
+        'evaluation 2',
+    )
+    assert (
+        not error
+        and f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
+    )
+    assert (runs / 'stopped/checkpoints/last.ckpt').exists() and not (
+        runs / 'stopped/checkpoints/model.safetensors'
+    ).exists()
+    assert kernel.cell('print(repr(stopped).splitlines()[-1])')[1].endswith(', interrupted\n')
     assert int(re.search(r'stopped after step (\d+)', said)[1]) < 300
     assert kernel.cell(f"Run.resume('{runs}/stopped', packages=['__main__']);")[0] == ''
-    assert numbers(runs/'stopped') == numbers(never_stopped) and weights(runs/'stopped') == weights(never_stopped)
+    assert numbers(runs / 'stopped') == numbers(never_stopped) and weights(
+        runs / 'stopped'
+    ) == weights(never_stopped)
+
 
 @pytest.fixture
 def page(kernel):
@@ -175,36 +269,65 @@ def page(kernel):
     yield kernel
     assert kernel.run(BEGIN)[0] == ''
 
+
 def test_the_train_page_goes_on_with_the_run_that_is_resumed(page):
-    "The line that was printed is a cell; those above it in the page say that the run is interrupted, and no number of theirs passes for the end"
+    """The line that was printed is a cell; those above it in the page say that the run is
+    interrupted, and no number of theirs passes for the end
+    """
     cells = code()
     fit = next(i for i, cell in enumerate(cells) if 'run.fit()' in cell)
-    assert page.run(cells[:fit], name='page', train_for='300 steps', evaluate_every='300 steps', z_dim=2)[0] == ''
+    assert (
+        page.run(
+            cells[:fit], name='page', train_for='300 steps', evaluate_every='300 steps', z_dim=2
+        )[0]
+        == ''
+    )
     error, said = stop(page, cells[fit], 'step ')
     assert not error
-    stopped, line = re.search(r'stopped (after step \d+, at \d+ of 300 steps); go on with: (run = Run.resume.+)\n', said).groups()
-    error, said = page.run(cells[fit + 1:])
-    assert error == f'Unfinished: `run` must be finished, got one that stopped {stopped}; go on with: {line}'
+    stopped, line = re.search(
+        r'stopped (after step \d+, at \d+ of 300 steps); go on with: (run = Run.resume.+)\n', said
+    ).groups()
+    error, said = page.run(cells[fit + 1 :])
+    assert (
+        error
+        == f'Unfinished: `run` must be finished, got one that stopped {stopped}; go on with: {line}'
+    )
     assert f'interrupted {stopped}' in said and 'validation loss' not in said
     assert page.cell(line)[0] == ''
-    error, said = page.run(cells[fit + 1:])
+    error, said = page.run(cells[fit + 1 :])
     assert error == '' and 'validation loss' in said and 'interrupted' not in said
-    assert page.cell("print(optimization is run.optimization, optimization.counters['steps'])") == ('', 'True 300\n')
+    assert page.cell("print(optimization is run.optimization, optimization.counters['steps'])") == (
+        '',
+        'True 300\n',
+    )
+
 
 def test_a_stop_during_the_last_evaluation_changes_nothing(kernel, runs):
-    error, said = stop(kernel, "new_run('end', '10 steps', [(Slow(2), None)]).fit();", 'evaluation 2')
-    assert not error and said.count('evaluated') == 2 and (runs/'end/checkpoints/model.safetensors').exists()
+    error, said = stop(
+        kernel, "new_run('end', '10 steps', [(Slow(2), None)]).fit();", 'evaluation 2'
+    )
+    assert (
+        not error
+        and said.count('evaluated') == 2
+        and (runs / 'end/checkpoints/model.safetensors').exists()
+    )
     error, _ = stop(kernel, "print('asleep', flush=True); time.sleep(3600)", 'asleep')
     assert error.startswith('KeyboardInterrupt')
+
 
 @pytest.mark.parametrize('which', [1, 2])
 def test_a_stop_during_an_evaluation_waits_for_it(kernel, runs, which):
     "The first is before the first step"
-    error, said = stop(kernel, f"run = new_run('waited-{which}', evaluations=[(Slow({which}), '10 steps')]).fit()", f'evaluation {which}')
+    error, said = stop(
+        kernel,
+        f"run = new_run('waited-{which}', evaluations=[(Slow({which}), '10 steps')]).fit()",
+        f'evaluation {which}',
+    )
     assert not error and said.count('evaluated') == which and 'stopped after step' in said
-    assert (runs/f'waited-{which}/checkpoints/last.ckpt').exists()
+    assert (runs / f'waited-{which}/checkpoints/last.ckpt').exists()
 
-TWICE = '''
+
+TWICE = """
 def again(optimization):
     while not optimization.asked_to_stop: time.sleep(.01)
     print('still there', flush=True)
@@ -215,14 +338,24 @@ class Twice(Slow):
             print('ready', flush=True)
             threading.Thread(target=again, args=[optimization]).start()
         return super().__call__(optimization)
-'''
+"""
+
 
 @pytest.mark.parametrize('which', [1, 2])
 def test_a_second_stop_is_an_error(kernel, runs, which):
     kernel.cell(TWICE + f'which = {which}')
-    error, said = stop(kernel, f"new_run('twice-{which}', evaluations=[(Twice({which}, 3), '10 steps')]).fit()", 'ready', 'still there')
+    error, said = stop(
+        kernel,
+        f"new_run('twice-{which}', evaluations=[(Twice({which}, 3), '10 steps')]).fit()",
+        'ready',
+        'still there',
+    )
     assert error.startswith('KeyboardInterrupt')
     error, said = stop(kernel, "print('asleep', flush=True); time.sleep(3600)", 'asleep')
     assert error.startswith('KeyboardInterrupt')
-    error, said = stop(kernel, f"new_run('after-{which}', evaluations=[(Slow(2), '50 steps')]).fit();", 'evaluation 2')
+    error, said = stop(
+        kernel,
+        f"new_run('after-{which}', evaluations=[(Slow(2), '50 steps')]).fit();",
+        'evaluation 2',
+    )
     assert not error and 'stopped after step' in said

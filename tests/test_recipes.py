@@ -147,7 +147,8 @@ def test_every_network_is_initialised_by_name(make):
         same(build(json.loads(json.dumps(spec(net)))), net)
     for name, p in drawn[
         'glorot'
-    ].named_parameters():  # of which no weight is beyond what one input and one output allow
+        # of which no weight is beyond what one input and one output allow
+    ].named_parameters():
         assert p.abs().max() <= 3**0.5, name
 
 
@@ -188,4 +189,5 @@ def test_the_fixed_binarisation():
         f'{byte:08b}' for byte in packed
     )
     rows = batch['x'].mean((0, 1, 3))
-    assert rows[:3].max() < 0.01 < 0.2 < rows[10:18].min()  # digits are upright and in the middle
+    # digits are upright and in the middle
+    assert rows[:3].max() < 0.01 < 0.2 < rows[10:18].min()

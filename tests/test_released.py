@@ -1,4 +1,6 @@
-"Runs that earlier releases have written load, are evaluated, rerun and resume with the same numbers"
+"""Runs that earlier releases have written load, are evaluated, rerun and resume with the same
+numbers
+"""
 
 import json
 import shutil
@@ -56,7 +58,10 @@ def test_a_kept_run_is_rerun(release, run, tmp_path):
     found = run_again(copy_of(release, run, tmp_path), 'again')
     check(release, run, 'rerun', found)
     earlier = run_folders_of(RELEASES / release)[run]
-    names_before, names_now = (class_names_in(read(folder / 'manifest.json')) for folder in (earlier, tmp_path / 'runs/again'))
+    names_before, names_now = (
+        class_names_in(read(folder / 'manifest.json'))
+        for folder in (earlier, tmp_path / 'runs/again')
+    )
     assert {find(name) for name in names_before} == {find(name) for name in names_now}
     for name in names_now:
         assert name == f'{find(name).__module__}.{find(name).__qualname__}'
@@ -73,7 +78,9 @@ def class_names_in(manifest):
 def test_a_kept_run_resumes(release, run, tmp_path):
     folder = copy_of(release, run, tmp_path)
     check(release, run, 'resumed', resumed(folder))
-    assert read(folder / 'manifest.json')['run']['train_for'] == (LONGER if run != 'interrupted' else '2 epochs')
+    assert read(folder / 'manifest.json')['run']['train_for'] == (
+        LONGER if run != 'interrupted' else '2 epochs'
+    )
 
 
 @pytest.mark.parametrize('release', releases)

@@ -1,4 +1,5 @@
 "Rings of tensors against the enumeration of all indices and all paths, for cores of any size"
+
 import math
 import tempfile
 
@@ -38,7 +39,7 @@ def log_cores(draw, dtype):
     m = draw(st.integers(1, 4))
     sizes = draw(st.lists(st.integers(1, 3), min_size=m, max_size=m))
     ranks = draw(st.lists(st.integers(1, 3), min_size=m, max_size=m))
-    width = draw(st.sampled_from([0.1, 0.5, 1.0]))*WIDEST[dtype]
+    width = draw(st.sampled_from([0.1, 0.5, 1.0])) * WIDEST[dtype]
     two_levels = draw(st.booleans())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     cores = []
@@ -46,8 +47,8 @@ def log_cores(draw, dtype):
         shape = sizes[k], ranks[k], ranks[(k + 1) % m]
         unit = torch.rand(shape, generator=generator, dtype=torch.float64)
         unit = unit.round() if two_levels else unit
-        shift = width*(2*torch.rand(1, generator=generator, dtype=torch.float64) - 1)
-        logs = (2*width*unit - width + shift).clamp(-WIDEST[dtype], WIDEST[dtype])
+        shift = width * (2 * torch.rand(1, generator=generator, dtype=torch.float64) - 1)
+        logs = (2 * width * unit - width + shift).clamp(-WIDEST[dtype], WIDEST[dtype])
         cores.append(logs.exp().to(dtype))
     return cores
 
@@ -58,9 +59,7 @@ def all_masses(logs):
     index = torch.cartesian_prod(*[torch.arange(len(core)) for core in logs]).reshape(-1, m)
     paths = torch.cartesian_prod(*[torch.arange(core.shape[1]) for core in logs]).reshape(-1, m)
     ends = paths.roll(-1, 1)
-    terms = [
-        logs[k][index[:, k, None], paths[None, :, k], ends[None, :, k]] for k in range(m)
-    ]
+    terms = [logs[k][index[:, k, None], paths[None, :, k], ends[None, :, k]] for k in range(m)]
     return index, torch.stack(terms).sum(0).logsumexp(1)
 
 
@@ -74,14 +73,14 @@ def check_gradients(ours, cores, theirs, logs, positive=False):
     found = torch.autograd.grad(ours, cores)
     expected = torch.autograd.grad(theirs, logs, retain_graph=True)
     for gradient, core, share in zip(found, cores, expected):
-        raw = share/core.detach().double()
-        fits = raw.abs() < torch.finfo(dtype).max/10
+        raw = share / core.detach().double()
+        fits = raw.abs() < torch.finfo(dtype).max / 10
         assert gradient[fits].isfinite().all()
-        found_share = gradient.double()*core.detach().double()
+        found_share = gradient.double() * core.detach().double()
         atol = SHARE[dtype]
         torch.testing.assert_close(found_share[fits], share[fits], rtol=0, atol=atol)
         if positive:
-            fits &= raw > torch.finfo(dtype).tiny/torch.finfo(dtype).eps
+            fits &= raw > torch.finfo(dtype).tiny / torch.finfo(dtype).eps
             torch.testing.assert_close(gradient[fits].double(), raw[fits], rtol=atol, atol=0)
 
 
@@ -134,11 +133,11 @@ def test_a_mixture_agrees_with_the_list_of_its_normals(dtype, data):
     m, d = len(cores), max(map(len, cores))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
     loc = torch.randn(m, d, generator=generator).to(dtype)
-    log_scale = (5 - 25*torch.rand(m, d, generator=generator)).to(dtype)
+    log_scale = (5 - 25 * torch.rand(m, d, generator=generator)).to(dtype)
     index, masses = all_masses(logs := as_logs(cores))
     node = index[torch.randint(len(index), (3,), generator=generator)]
     at_nodes = loc[torch.arange(m), node]
-    between = 3*torch.randn(3, m, generator=generator).to(dtype)
+    between = 3 * torch.randn(3, m, generator=generator).to(dtype)
     z = torch.cat([at_nodes, between]).requires_grad_()
     mixture = RingMixture(TensorRing(cores), loc, log_scale)
     z64 = z.detach().double().requires_grad_()
@@ -150,17 +149,17 @@ def test_a_mixture_agrees_with_the_list_of_its_normals(dtype, data):
     expected = (below + masses).logsumexp(1) + top.sum(-1) - masses.logsumexp(0)
     found = mixture.log_prob(z)
     # the square of a distance in units of a scale has four roundings
-    close = dict(CLOSE[dtype], rtol=4*torch.finfo(dtype).eps)
+    close = dict(CLOSE[dtype], rtol=4 * torch.finfo(dtype).eps)
     torch.testing.assert_close(found.double(), expected, **close)
-    slope, = torch.autograd.grad(found.sum(), z, retain_graph=True)
-    their_slope, = torch.autograd.grad(expected.sum(), z64, retain_graph=True)
+    (slope,) = torch.autograd.grad(found.sum(), z, retain_graph=True)
+    (their_slope,) = torch.autograd.grad(expected.sum(), z64, retain_graph=True)
     steepest = their_slope.abs().max().item()
     assert slope.isfinite().all()
-    torch.testing.assert_close(slope.double(), their_slope, rtol=1e-3, atol=1e-6*steepest)
+    torch.testing.assert_close(slope.double(), their_slope, rtol=1e-3, atol=1e-6 * steepest)
     check_gradients(found[0], cores, expected[0], logs)
     for k, marginal in enumerate(mixture.log_marginals(z).unbind(-1)):
         picked = torch.stack([masses[index[:, k] == j].logsumexp(0) for j in range(len(cores[k]))])
-        theirs = (densities[:, k, :len(picked)] + picked.log_softmax(0)).logsumexp(-1)
+        theirs = (densities[:, k, : len(picked)] + picked.log_softmax(0)).logsumexp(-1)
         torch.testing.assert_close(marginal.double(), theirs, **close)
 
 
@@ -183,7 +182,7 @@ def test_the_smallest_of_all_probabilities():
 def test_long_rings(dtype, change):
     "300 indices, among them 150 runs of two: the mass is far below any number"
     ring = TensorRing(stay_or_change(change, 300, dtype))
-    index = torch.tensor([0, 0, 1, 1]*75)
+    index = torch.tensor([0, 0, 1, 1] * 75)
     logs = ring.cores[0].double().log()
     path = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]], dtype=torch.float64)
     total = path
@@ -191,7 +190,7 @@ def test_long_rings(dtype, change):
         path = (path[..., None] + logs[i]).logsumexp(1)
         total = (total[..., None] + logs.logsumexp(0)).logsumexp(1)
     expected = path.diagonal().logsumexp(0) - total.diagonal().logsumexp(0)
-    assert expected < 100*change
+    assert expected < 100 * change
     torch.testing.assert_close(ring.log_prob(index).double(), expected, rtol=1e-6, atol=0)
 
 
@@ -209,8 +208,8 @@ def test_draws_given_evidence_that_needs_the_smallest_entries():
     assert (masses[allowed] < -100).all()
     places = (draws[:, None, [2, 3]] > 0) == index[allowed][:, [2, 3]]
     found = places.all(-1).double().mean(0)
-    errors = (expected*(1 - expected)/4000).sqrt()
-    assert ((found - expected).abs() <= 5*errors + 1e-12).all(), (found, expected)
+    errors = (expected * (1 - expected) / 4000).sqrt()
+    assert ((found - expected).abs() <= 5 * errors + 1e-12).all(), (found, expected)
 
 
 def test_zeros_are_impossible_and_leave_gradients_finite():
@@ -220,7 +219,7 @@ def test_zeros_are_impossible_and_leave_gradients_finite():
     found = ring.log_prob(index)
     torch.testing.assert_close(found[:2], torch.full((2,), -math.log(2.0)))
     assert found[2] == -math.inf
-    gradient, = torch.autograd.grad(found[:2].sum(), apart)
+    (gradient,) = torch.autograd.grad(found[:2].sum(), apart)
     assert gradient.isfinite().all()
     torch.testing.assert_close(torch.stack(ring.marginals()), torch.full((3, 2), 0.5))
     assert ring.sample((100,)).float().std(1).max() == 0  # all three agree
@@ -229,7 +228,7 @@ def test_zeros_are_impossible_and_leave_gradients_finite():
 def test_rings_trained_together_may_be_wide_or_not():
     wide, narrow = stay_or_change(-58, 4), stay_or_change(-1, 4)
     together = [torch.stack(pair) for pair in zip(wide, narrow)]
-    index = torch.cartesian_prod(*[torch.arange(2)]*4)
+    index = torch.cartesian_prod(*[torch.arange(2)] * 4)
     found = torch.func.vmap(lambda cores: TensorRing(cores).log_prob(index))(together)
     torch.testing.assert_close(found[0], TensorRing(wide).log_prob(index))
     torch.testing.assert_close(found[1], TensorRing(narrow).log_prob(index))

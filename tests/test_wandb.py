@@ -1,11 +1,19 @@
-"The real client of W&B against a server on loopback: what is logged arrives, what arrived is loaded, and without a server nothing stops"
-import json, os, re, subprocess, sys, time
+"""The real client of W&B against a server on loopback: what is logged arrives, what arrived is
+loaded, and without a server nothing stops
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from limits import PATIENCE
 from wandb_stub import ENTITY, KEY, Service, server
 
-LEAVE = '''
+LEAVE = """
 import json, os, sys, torch, safetensors.torch
 from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
@@ -46,52 +54,102 @@ for folder, seed, steps, more in json.loads(sys.argv[1]): # each in a process of
     os.environ.update(more)
     leave(folder, seed, steps)
     break
-'''
+"""
+
 
 def environment(home, url, **more):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith('WANDB') and k.lower() not in ('http_proxy', 'https_proxy', 'all_proxy')}
-    return {**kept, 'HOME': str(home), 'WANDB_BASE_URL': url, 'WANDB_API_KEY': KEY, 'RUNS_ROOT': str(home/'runs'), 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg',
-            'PYTHONPATH': str(Path(__file__).parent.parent), **more}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith('WANDB') and k.lower() not in ('http_proxy', 'https_proxy', 'all_proxy')
+    }
+    return {
+        **kept,
+        'HOME': str(home),
+        'WANDB_BASE_URL': url,
+        'WANDB_API_KEY': KEY,
+        'RUNS_ROOT': str(home / 'runs'),
+        'OMP_NUM_THREADS': '1',
+        'MPLBACKEND': 'agg',
+        'PYTHONPATH': str(Path(__file__).parent.parent),
+        **more,
+    }
+
 
 def python(code, *words, home, url, limit=PATIENCE, **more):
     "Run code in a process of its own; what it printed, and what it complained of"
-    r = subprocess.run([sys.executable, '-c', code, *map(str, words)], env=environment(home, url, **more), cwd=home, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=limit)
+    r = subprocess.run(
+        [sys.executable, '-c', code, *map(str, words)],
+        env=environment(home, url, **more),
+        cwd=home,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=limit,
+    )
     assert not r.returncode, r.stderr
     assert KEY not in r.stdout + r.stderr
     return r.stdout, r.stderr
 
+
 FILES = ['manifest.json', 'metrics.csv', 'checkpoints/model.safetensors', 'checkpoints/last.ckpt']
 COUNTERS = {'steps', 'epochs', 'samples', 'seconds'}
+
 
 def arrived(run, folder, steps):
     "What the server has of a run is what its folder has"
     numbers = [row for row in run['history'] if 'valid/loss' in row]
-    assert [row['steps'] for row in numbers] == steps and all(COUNTERS <= row.keys() for row in run['history'])
+    assert [row['steps'] for row in numbers] == steps and all(
+        row.keys() >= COUNTERS for row in run['history']
+    )
     assert [row['valid/loss'] for row in numbers] == [10 - s for s in steps]
-    assert (run['summary']['valid/loss'], run['summary']['valid/elbo'], run['summary']['steps']) == (10 - steps[-1], -1.5, steps[-1])
+    assert (
+        run['summary']['valid/loss'],
+        run['summary']['valid/elbo'],
+        run['summary']['steps'],
+    ) == (10 - steps[-1], -1.5, steps[-1])
     assert run['ended'][-1] == 0 and run['config']['seed']['value'] == 0
-    metrics = run['config']['_wandb']['value']['m'] # '1' a name, '2' a pattern, '5' its axis: the place of another, counted from 1
+    # '1' a name, '2' a pattern, '5' its axis: the place of another, counted from 1
+    metrics = run['config']['_wandb']['value']['m']
     assert [metrics[m['5'] - 1]['1'] for m in metrics if m.get('2') == '*'] == ['steps']
-    assert [run['files'][f] == (folder/f).read_bytes() for f in FILES] == [True]*4
+    assert [run['files'][f] == (folder / f).read_bytes() for f in FILES] == [True] * 4
     last = {k: v for row in run['history'] for k, v in row.items()}
-    for name in 'logged/samples', 'plot', 'table', 'note': assert last[name]['path'] in run['files'], name
+    for name in 'logged/samples', 'plot', 'table', 'note':
+        assert last[name]['path'] in run['files'], name
     assert b'<pre>a &lt; b</pre>' in run['files'][last['note']['path']]
     assert not [p for p in folder.rglob('*') if p.is_file() and KEY.encode() in p.read_bytes()]
 
+
 def leave(*jobs, home, **options):
     "Runs in folders of `home`, one after the other: name, seed, steps, environment"
-    return python(LEAVE, json.dumps([(str(home/'runs'/name), seed, steps, more) for name, seed, steps, more in jobs]), home=home, **options)
+    return python(
+        LEAVE,
+        json.dumps(
+            [(str(home / 'runs' / name), seed, steps, more) for name, seed, steps, more in jobs]
+        ),
+        home=home,
+        **options,
+    )
+
 
 def leave_three(home, s):
     "A run that is stopped and resumed, and two runs of an agent"
     agent = {'WANDB_SWEEP_ID': 'sweep1', 'WANDB_PROJECT': 'test', 'WANDB_ENTITY': ENTITY}
-    leave(('a', 0, [0, 1], {}), ('a', 0, [2, 3], {}), *((f's{i}', i, [0, 5], {**agent, 'WANDB_RUN_ID': f'sweep1r{i}'}) for i in (1, 2)), home=home, url=s.url)
-    name = (home/'runs/a/wandb_id').read_text()
+    leave(
+        ('a', 0, [0, 1], {}),
+        ('a', 0, [2, 3], {}),
+        *((f's{i}', i, [0, 5], {**agent, 'WANDB_RUN_ID': f'sweep1r{i}'}) for i in (1, 2)),
+        home=home,
+        url=s.url,
+    )
+    name = (home / 'runs/a/wandb_id').read_text()
     assert [*s.stub.runs] == [('test', name), ('test', 'sweep1r1'), ('test', 'sweep1r2')]
     assert [r['sweep'] for r in s.stub.runs.values()] == [None, 'sweep1', 'sweep1']
-    arrived(s.stub.runs['test', name], home/'runs/a', [0, 1, 2, 3])
-    assert {*s.stub.unknown} <= {'ArtifactType', 'CreateArtifact'} # tables are files as well, which is enough
+    arrived(s.stub.runs['test', name], home / 'runs/a', [0, 1, 2, 3])
+    # tables are files as well, which is enough
+    assert {*s.stub.unknown} <= {'ArtifactType', 'CreateArtifact'}
     return name
+
 
 READ = """
 import sys
@@ -106,33 +164,70 @@ for words in sys.argv[1:]:
     else: print(found.folder, found.metrics['valid/loss'].iloc[-1])
 """
 
+
 def test_what_is_logged_arrives_and_is_loaded(tmp_path):
-    home, elsewhere = tmp_path/'home', tmp_path/'elsewhere'
+    home, elsewhere = tmp_path / 'home', tmp_path / 'elsewhere'
     home.mkdir(), elsewhere.mkdir()
     with server() as s:
         name = leave_three(home, s)
-        s.stub.runs['test', 'sweep1r3'] = {**s.stub.run('test', 'sweep1r2'), 'name': 'sweep1r3', 'files': {}, 'summary': {'valid/loss': -100}} # nothing of it is left
+        # nothing of it is left
+        s.stub.runs['test', 'sweep1r3'] = {
+            **s.stub.run('test', 'sweep1r2'),
+            'name': 'sweep1r3',
+            'files': {},
+            'summary': {'valid/loss': -100},
+        }
         sweep = f"'{ENTITY}/test/sweeps/sweep1'"
-        asked = [f"load('{ENTITY}/test/{name}')", f'best({sweep})', f"best({sweep}, goal='maximize')", f"best({sweep}, 'valid/los')", f"load('{ENTITY}/test/nobody')", f"best('{ENTITY}/test/sweeps/none')", f"best({sweep}, goal='maximize', by='best')", 'nothing', f"load('{ENTITY}/test/{name}')"]
+        asked = [
+            f"load('{ENTITY}/test/{name}')",
+            f'best({sweep})',
+            f"best({sweep}, goal='maximize')",
+            f"best({sweep}, 'valid/los')",
+            f"load('{ENTITY}/test/nobody')",
+            f"best('{ENTITY}/test/sweeps/none')",
+            f"best({sweep}, goal='maximize', by='best')",
+            'nothing',
+            f"load('{ENTITY}/test/{name}')",
+        ]
         said = python(READ, *asked, home=elsewhere, url=s.url)[0].splitlines()
-    kept = elsewhere/'runs/wandb'/ENTITY/'test'
+    kept = elsewhere / 'runs/wandb' / ENTITY / 'test'
     left_out = '1 of 3 runs left out: sweep1r3 (without a checkpoint)'
-    assert said[:5] == [f'{kept/name} 7.0', left_out, f'{kept}/sweep1r1 6.0', left_out, f'{kept}/sweep1r2 7.0']
+    assert said[:5] == [
+        f'{kept / name} 7.0',
+        left_out,
+        f'{kept}/sweep1r1 6.0',
+        left_out,
+        f'{kept}/sweep1r2 7.0',
+    ]
     assert "did you mean 'valid/loss'?" in said[5]
-    assert said[6].startswith(f"MissingFile: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:") and said[7].startswith('MissingFile')
+    assert said[6].startswith(
+        f"MissingFile: '{ENTITY}/test/nobody' must be a folder, or be found on W&B, which says:"
+    ) and said[7].startswith('MissingFile')
     for run, folder in (name, 'a'), ('sweep1r1', 's1'), ('sweep1r2', 's2'):
-        assert {str(p.relative_to(kept/run)) for p in (kept/run).rglob('*') if p.is_file()} == {*FILES[:3], 'wandb_id'}
-        for f in FILES[:3]: assert (kept/run/f).read_bytes() == (home/'runs'/folder/f).read_bytes()
+        assert {str(p.relative_to(kept / run)) for p in (kept / run).rglob('*') if p.is_file()} == {
+            *FILES[:3],
+            'wandb_id',
+        }
+        for f in FILES[:3]:
+            assert (kept / run / f).read_bytes() == (home / 'runs' / folder / f).read_bytes()
     assert [p.name for p in kept.iterdir() if p.name[0] == '.'] == []
-    assert said[10:] == said[:1] # kept: W&B is not asked again
-    assert said[8] == left_out and said[9].startswith("InvalidValue: `by` must be 'last' where the weights of the best moment were not kept: valid/loss of sweep1r2 was 12 at step 0, and is 7 with the weights of its end")
+    assert said[10:] == said[:1]  # kept: W&B is not asked again
+    assert said[8] == left_out and said[9].startswith(
+        "InvalidValue: `by` must be 'last' where the weights of the best moment were not kept: "
+        'valid/loss of sweep1r2 was 12 at step 0, and is 7 with the weights of its end'
+    )
+
 
 def test_without_a_server_it_goes_on_offline(tmp_path):
     said, _ = leave(('a', 0, [0, 1], {}), home=tmp_path, url='http://127.0.0.1:9')
-    session, = tmp_path.glob('runs/a/wandb/offline-run-*')
-    assert said == f"W&B: http://127.0.0.1:9 does not answer. Logging offline; send it later with `wandb sync --include-online {session}`\n"
+    (session,) = tmp_path.glob('runs/a/wandb/offline-run-*')
+    assert (
+        said == 'W&B: http://127.0.0.1:9 does not answer. Logging offline; send it later with '
+        f'`wandb sync --include-online {session}`\n'
+    )
     assert len(list(session.glob('*.wandb'))) == 1
-    assert (tmp_path/'runs/a/metrics.csv').read_text().count('valid/loss') == 2
+    assert (tmp_path / 'runs/a/metrics.csv').read_text().count('valid/loss') == 2
+
 
 TRAIN = """
 import json, os, signal, subprocess, sys, time
@@ -182,87 +277,160 @@ for folder, plan, more in json.loads(sys.argv[1]):
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
 """
 
+
 def wait_for_rows(server):
     "Until something has arrived, which W&B sends each second"
     end = time.monotonic() + PATIENCE
     while not any(run['history'] for run in server.stub.runs.values()):
         assert time.monotonic() < end, 'nothing arrives'
-        time.sleep(.05)
+        time.sleep(0.05)
+
 
 def train(home, servers, plans):
-    "Train at the same time, each with its own server, which becomes what the plan says; how long each thing took"
-    jobs = [(str(home/'runs'/name), plan, {'WANDB_BASE_URL': servers[name].url, 'WANDB__FILE_STREAM_TRANSMIT_INTERVAL': '1'}) for name, plan in plans.items()]
+    """Train at the same time, each with its own server, which becomes what the plan says; how long
+    each thing took
+    """
+    jobs = [
+        (
+            str(home / 'runs' / name),
+            plan,
+            {'WANDB_BASE_URL': servers[name].url, 'WANDB__FILE_STREAM_TRANSMIT_INTERVAL': '1'},
+        )
+        for name, plan in plans.items()
+    ]
     took = {name: {} for name in plans}
-    with subprocess.Popen([sys.executable, '-c', TRAIN, json.dumps(jobs)], env=environment(home, ''), cwd=home, text=True, stdout=subprocess.PIPE) as p:
+    with subprocess.Popen(
+        [sys.executable, '-c', TRAIN, json.dumps(jobs)],
+        env=environment(home, ''),
+        cwd=home,
+        text=True,
+        stdout=subprocess.PIPE,
+    ) as p:
         for name, what, *seconds in map(str.split, p.stdout):
-            if seconds: took[name].setdefault(what, []).append(float(seconds[0]))
+            if seconds:
+                took[name].setdefault(what, []).append(float(seconds[0]))
             else:
-                if what == 'arrived': wait_for_rows(servers[name])
-                else: servers[name].become({'well': None}.get(what, what))
-                (home/'runs'/name/what).touch()
-    assert p.returncode == 0, [(home/'runs'/name/'complaints').read_text() for name in plans]
+                if what == 'arrived':
+                    wait_for_rows(servers[name])
+                else:
+                    servers[name].become({'well': None}.get(what, what))
+                (home / 'runs' / name / what).touch()
+    assert p.returncode == 0, [(home / 'runs' / name / 'complaints').read_text() for name in plans]
     return took
+
 
 def told(home, name):
     "The commands that were told, one to a line, and nothing else"
-    lines = (home/'runs'/name/'said').read_text().splitlines()
-    assert 'wandb sync' not in (home/'runs'/name/'complaints').read_text()
+    lines = (home / 'runs' / name / 'said').read_text().splitlines()
+    assert 'wandb sync' not in (home / 'runs' / name / 'complaints').read_text()
     return [re.fullmatch(r'W&B: .*; send it later with `(.*)`', line)[1] for line in lines]
+
 
 def send(home, servers, commands):
     "What one is told to do, all at the same time"
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    sent = [subprocess.Popen(c, shell=True, env=environment(home, servers[name].url, PATH=path), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for name, c in commands.items()]
-    assert [p.wait() for p in sent] == [0]*len(sent)
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    sent = [
+        subprocess.Popen(
+            c,
+            shell=True,
+            env=environment(home, servers[name].url, PATH=path),
+            cwd=home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name, c in commands.items()
+    ]
+    assert [p.wait() for p in sent] == [0] * len(sent)
+
 
 def whole(home, server, name, steps):
-    "The server has one run, with every row and file; rows that were sent twice have the same number, by which W&B tells"
-    (_, run_id), = server.stub.runs
-    run, folder = server.stub.run('test', run_id), home/'runs'/name
-    assert run_id == (folder/'wandb_id').read_text()
+    """The server has one run, with every row and file; rows that were sent twice have the same
+    number, by which W&B tells
+    """
+    ((_, run_id),) = server.stub.runs
+    run, folder = server.stub.run('test', run_id), home / 'runs' / name
+    assert run_id == (folder / 'wandb_id').read_text()
     rows = {}
-    for row in run['history']: assert rows.setdefault(row['_step'], row) == row
+    for row in run['history']:
+        assert rows.setdefault(row['_step'], row) == row
     assert sorted(rows) == [*range(len(rows))]
     assert [rows[i]['steps'] for i in sorted(rows) if 'valid/loss' in rows[i]] == steps
-    for row in rows.values(): assert 'valid/picture' not in row or row['valid/picture']['path'] in run['files']
-    assert [run['files'].get(f) == (folder/f).read_bytes() for f in FILES] == [True]*4
+    for row in rows.values():
+        assert 'valid/picture' not in row or row['valid/picture']['path'] in run['files']
+    assert [run['files'].get(f) == (folder / f).read_bytes() for f in FILES] == [True] * 4
     assert run['ended'][-1] == 0
     return run
 
-FOR_GOOD = 300. # Seconds: six times the patience of `close`, and less than any test may take
+
+# Seconds: six times the patience of `close`, and less than any test may take
+FOR_GOOD = 300.0
+
 
 def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
-    def plan(*middle, start='well'): return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', 'success')]
-    rest, troubles, again = ('log', (250, 500)), ('gone', 'failing', 'silent'), [('server', 'well'), ('start', 1), ('log', (400, 500))]
-    plans = {t: plan(('wait', .5), ('server', t), rest) for t in troubles}
-    plans |= {'at-start': plan(rest, start='silent'), 'back': plan(('server', 'gone'), ('wait', 3), ('server', 'well'), rest), 'half': plan(('server', 'arrived'), ('server', 'gone'), rest),
-              'in-close': plan(rest), 'killed': plan(('wait', 2), ('kill', 0), rest), 'preempted': plan(('log', (250, 400)), ('close', 'preempted'), *again), 'later': plan(('log', (250, 400)), ('close', 'failed'), *again, start='gone')}
+    def plan(*middle, start='well'):
+        return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', 'success')]
+
+    rest, troubles, again = (
+        ('log', (250, 500)),
+        ('gone', 'failing', 'silent'),
+        [('server', 'well'), ('start', 1), ('log', (400, 500))],
+    )
+    plans = {t: plan(('wait', 0.5), ('server', t), rest) for t in troubles}
+    plans |= {
+        'at-start': plan(rest, start='silent'),
+        'back': plan(('server', 'gone'), ('wait', 3), ('server', 'well'), rest),
+        'half': plan(('server', 'arrived'), ('server', 'gone'), rest),
+        'in-close': plan(rest),
+        'killed': plan(('wait', 2), ('kill', 0), rest),
+        'preempted': plan(('log', (250, 400)), ('close', 'preempted'), *again),
+        'later': plan(('log', (250, 400)), ('close', 'failed'), *again, start='gone'),
+    }
     servers = {name: Service() for name in plans}
     servers['in-close'].stub.last = 'checkpoints/last.ckpt'
     took = train(tmp_path, servers, plans)
-    well = max(t['log'][0] for name, t in took.items() if plans[name][0] == ('server', 'well')) # what logging costs on this machine, with so many at once
+    # what logging costs on this machine, with so many at once
+    well = max(t['log'][0] for name, t in took.items() if plans[name][0] == ('server', 'well'))
     for name in plans:
         # what waits for a server would wait as long as it is gone, which is for good
-        assert max(took[name]['log']) < FOR_GOOD + well and took[name]['close'][0] < FOR_GOOD, (name, took[name])
-        assert numbers(tmp_path/'runs'/name)[1:] and [n.split(',')[2] for n in numbers(tmp_path/'runs'/name)[1:]] == [str(s) for s in range(500)]
-    assert took['at-start']['start'][0] < took['gone']['start'][0] + FOR_GOOD and all(took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close'))
+        assert max(took[name]['log']) < FOR_GOOD + well and took[name]['close'][0] < FOR_GOOD, (
+            name,
+            took[name],
+        )
+        assert numbers(tmp_path / 'runs' / name)[1:] and [
+            n.split(',')[2] for n in numbers(tmp_path / 'runs' / name)[1:]
+        ] == [str(s) for s in range(500)]
+    assert took['at-start']['start'][0] < took['gone']['start'][0] + FOR_GOOD and all(
+        took[name]['close'][0] > 9 for name in (*troubles, 'half', 'in-close')
+    )
     commands = {name: told(tmp_path, name) for name in plans}
-    assert {name: len(c) for name, c in commands.items()} == {name: {'back': 0, 'preempted': 0, 'later': 2}.get(name, 1) for name in plans}
+    assert {name: len(c) for name, c in commands.items()} == {
+        name: {'back': 0, 'preempted': 0, 'later': 2}.get(name, 1) for name in plans
+    }
     whole(tmp_path, servers['back'], 'back', [*range(500)])
-    assert whole(tmp_path, servers['preempted'], 'preempted', [*range(500)])['ended'] == ['preempting', 1, 0]
+    assert whole(tmp_path, servers['preempted'], 'preempted', [*range(500)])['ended'] == [
+        'preempting',
+        1,
+        0,
+    ]
     assert not servers['later'].stub.runs
     before = sum(len(run['history']) for run in servers['half'].stub.runs.values())
-    for s in servers.values(): s.stub.last = s.become(None)
+    for s in servers.values():
+        s.stub.last = s.become(None)
     send(tmp_path, servers, {name: c[-1] for name, c in commands.items() if c and name != 'killed'})
     assert 0 < before < 502, 'part of it had arrived'
-    for name in (*troubles, 'at-start', 'half', 'in-close', 'later'): whole(tmp_path, servers[name], name, [*range(500)])
+    for name in (*troubles, 'at-start', 'half', 'in-close', 'later'):
+        whole(tmp_path, servers[name], name, [*range(500)])
+
 
 def test_a_key_that_is_refused_is_not_shown(tmp_path):
     with server() as s:
         s.stub.refuses = True
         said, complaints = leave(('a', 0, [0, 1], {}), home=tmp_path, url=s.url)
-    assert [line.count('Logging offline') for line in said.splitlines() if line.startswith('W&B: ')] == [1]
+    assert [
+        line.count('Logging offline') for line in said.splitlines() if line.startswith('W&B: ')
+    ] == [1]
     assert not [p for p in tmp_path.rglob('*') if p.is_file() and KEY.encode() in p.read_bytes()]
+
 
 STOP = """
 import sys
@@ -291,17 +459,24 @@ else:
     run.fit()
 """
 
-def numbers(folder): return [line.rsplit(',', 1)[0] for line in (folder/'metrics.csv').read_text().splitlines()]
+
+def numbers(folder):
+    return [line.rsplit(',', 1)[0] for line in (folder / 'metrics.csv').read_text().splitlines()]
+
 
 def test_a_run_goes_on_from_its_id_on_another_machine(tmp_path):
-    home, elsewhere = tmp_path/'home', tmp_path/'elsewhere'
+    home, elsewhere = tmp_path / 'home', tmp_path / 'elsewhere'
     home.mkdir(), elsewhere.mkdir()
     with server() as s:
         python(STOP, 'stop', home=home, url=s.url)
-        name = (home/'runs/stopped/wandb_id').read_text()
+        name = (home / 'runs/stopped/wandb_id').read_text()
         assert 'checkpoints/model.safetensors' not in s.stub.run('test', name)['files']
         python(STOP, 'go on', f'{ENTITY}/test/{name}', home=elsewhere, url=s.url)
-        whole, folder = home/'runs/whole', elsewhere/'runs/wandb'/ENTITY/'test'/name
+        whole, folder = home / 'runs/whole', elsewhere / 'runs/wandb' / ENTITY / 'test' / name
         assert [*s.stub.runs] == [('test', name)]
-        assert s.stub.run('test', name)['files'][FILES[2]] == (whole/FILES[2]).read_bytes() == (folder/FILES[2]).read_bytes()
+        assert (
+            s.stub.run('test', name)['files'][FILES[2]]
+            == (whole / FILES[2]).read_bytes()
+            == (folder / FILES[2]).read_bytes()
+        )
     assert numbers(folder) == numbers(whole)

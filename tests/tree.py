@@ -1,5 +1,9 @@
 "The working tree, and copies of it to try things on"
-import os, shutil, subprocess, sys
+
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,27 +11,63 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
+
 def run(*cmd, cwd=ROOT, first=BIN):
-    "Run a program, of `first` or of this environment, in `cwd`, from which Python imports too; its output is one text"
+    """Run a program, of `first` or of this environment, in `cwd`, from which Python imports too;
+    its output is one text
+    """
     path = os.pathsep.join([str(first), str(BIN), os.environ['PATH']])
-    env = {**os.environ, 'PATH': path, 'PYTHONPATH': str(cwd), 'PYTHONDONTWRITEBYTECODE': '1', 'MAKEFLAGS': '', 'MAKELEVEL': '0'}  # the outer make's ARGS stay outside
-    return subprocess.run([str(c) for c in cmd], cwd=cwd, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # the outer make's ARGS stay outside
+    env = {
+        **os.environ,
+        'PATH': path,
+        'PYTHONPATH': str(cwd),
+        'PYTHONDONTWRITEBYTECODE': '1',
+        'MAKEFLAGS': '',
+        'MAKELEVEL': '0',
+    }
+    return subprocess.run(
+        [str(c) for c in cmd],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
 
 def git(cwd, *args):
     "Lines of a git command's answer"
-    r = subprocess.run(['git', '-c', 'safe.directory=*', *args, '-z'], cwd=cwd, text=True, capture_output=True)
-    if r.returncode: pytest.skip(f'not a git checkout, so which files belong to it is unknown: {r.stderr.strip()}')
+    r = subprocess.run(
+        ['git', '-c', 'safe.directory=*', *args, '-z'], cwd=cwd, text=True, capture_output=True
+    )
+    if r.returncode:
+        pytest.skip(
+            f'not a git checkout, so which files belong to it is unknown: {r.stderr.strip()}'
+        )
     return sorted({f for f in r.stdout.split('\0') if f})
 
+
 def copy_tree(to):
-    "Copy what git would commit, tracked or not yet, to a new repository whose index holds all of it"
+    """Copy what git would commit, tracked or not yet, to a new repository whose index holds all of
+    it
+    """
     for f in git(ROOT, 'ls-files', '--cached', '--others', '--exclude-standard'):
-        if not os.path.lexists(ROOT/f): continue
-        (to/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT/f, to/f, follow_symlinks=False)
-    for cmd in (['init', '-q'], ['add', '-A']): subprocess.run(['git', *cmd], cwd=to, check=True)
+        if not os.path.lexists(ROOT / f):
+            continue
+        (to / f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / f, to / f, follow_symlinks=False)
+    for cmd in (['init', '-q'], ['add', '-A']):
+        subprocess.run(['git', *cmd], cwd=to, check=True)
     return to
+
 
 def changed(copy):
     "Files of a copy that differ from what was copied, new ones too"
-    return sorted({*git(copy, 'diff', '--name-only'), *git(copy, 'ls-files', '--others', '--exclude-standard')})
+    return sorted(
+        {
+            *git(copy, 'diff', '--name-only'),
+            *git(copy, 'ls-files', '--others', '--exclude-standard'),
+        }
+    )

@@ -1,32 +1,49 @@
 """Stands for a notebook where many trials are needed: it logs a value every few hundredths of a second, goes on where its table ends, and tells of each start
 
-    python trial.py STEPS JSON
+python trial.py STEPS JSON
 """
-import fcntl, json, os, signal, sys, time
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
-run = Path(os.environ['RUNS_ROOT'])/os.environ['WANDB_SWEEP_ID']/os.environ['WANDB_RUN_ID']
+run = Path(os.environ['RUNS_ROOT']) / os.environ['WANDB_SWEEP_ID'] / os.environ['WANDB_RUN_ID']
 run.mkdir(parents=True, exist_ok=True)
-config, table = json.loads(sys.argv[-1]), run/'metrics.csv'
+config, table = json.loads(sys.argv[-1]), run / 'metrics.csv'
 made = len(table.read_text().splitlines()) - 1 if table.exists() else 0
 
-def tell(what, **more):
-    with open(run/'told', 'a') as f: f.write(json.dumps({what: made, 'process': os.getpid(), **more}) + '\n')
 
-alone = open(run/'alone', 'a')
-try: fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def tell(what, **more):
+    with open(run / 'told', 'a') as f:
+        f.write(json.dumps({what: made, 'process': os.getpid(), **more}) + '\n')
+
+
+alone = open(run / 'alone', 'a')
+try:
+    fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
     tell('doubled')
     sys.exit(3)
 tell('start', threads=os.environ['OMP_NUM_THREADS'], device=os.environ.get('CUDA_VISIBLE_DEVICES'))
 
+
 def stop(number, frame):
     tell('stopped')
     sys.exit(128 + number)
+
+
 signal.signal(signal.SIGTERM, stop)
 
 for made in range(made, int(sys.argv[1])):
-    with open(table, 'a') as f: f.write(('name,value,steps\n' if not made else '') + f'valid/loss,{config["beta"] + 1/(1 + made)},{made}\n')
-    time.sleep(.03)
+    with open(table, 'a') as f:
+        f.write(
+            ('name,value,steps\n' if not made else '')
+            + f'valid/loss,{config["beta"] + 1 / (1 + made)},{made}\n'
+        )
+    time.sleep(0.03)
 made += 1
 tell('end')

@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 # %% ../nbs/46_trials.ipynb #045dff6e
+import contextlib
 import fcntl
 import hashlib
 import json

@@ -73,7 +73,7 @@ def plain_networks(widths, z_dim):
 def bare(widths, z_dim, device, clock):
     import torch
 
-    from dlframe.images import images
+    from dlframe.image_sets import images
 
     data = images('MNIST')['train'].tensors['x'].flatten(1).float().div(255).to(device)
     nets = plain_networks(widths, z_dim).to(device)
@@ -91,7 +91,7 @@ def bare(widths, z_dim, device, clock):
 
 def ours(widths, z_dim, device, clock):
     from dlframe.architectures import decoder, encoder
-    from dlframe.images import images
+    from dlframe.image_sets import images
     from dlframe.optimization import Optimization
     from dlframe.priors import StandardNormalPrior
     from dlframe.run import Run
@@ -242,7 +242,7 @@ if __name__ == '__main__':
     args = args.parse_args()
     if args.measure:
         raise SystemExit(print(measure(args.measure, args.networks[0], args.device)))
-    from dlframe.images import images
+    from dlframe.image_sets import images
 
     try:
         images('MNIST')['train']

@@ -9,9 +9,8 @@ __all__ = ['Classifier']
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import InvalidType
 from .models import Model
-
+from .validation import InvalidType
 
 # %% ../nbs/13_classifier.ipynb #5f1c8ab2
 class Classifier(Model):

@@ -12,11 +12,10 @@ import zipfile
 import numpy as np
 import torch
 
-from .checks import InvalidValue, MissingFile, known
 from .data import Data
 from .faces import CelebA
-from .images import Digits, TorchvisionImages, torchvision_sets
-
+from .image_sets import Digits, TorchvisionImages, torchvision_sets
+from .validation import InvalidValue, MissingFile, known
 
 # %% ../nbs/24_datasets.ipynb #a1c42402
 class BinarizedMNIST(Data):
@@ -56,13 +55,12 @@ class BinarizedMNIST(Data):
             )
         return {'x': torch.from_numpy(np.unpackbits(packed, axis=1)).view(-1, 1, 28, 28)}
 
-
 # %% ../nbs/24_datasets.ipynb #c8374f08
 own_sets = {'digits': Digits, 'CelebA': CelebA, 'binarized_MNIST': BinarizedMNIST}
 
 
 def dataset(
-    name: str,  # A name in `own_sets`, or in `dlframe.images.torchvision_sets`
+    name: str,  # A name in `own_sets`, or in `dlframe.image_sets.torchvision_sets`
     **options,  # What else the set takes: `binarize`, `pixels`, `target`, …
 ) -> Data:  # The data set, not yet opened
     """A data set by its name; raises `UnknownName`, with the nearest, for a name or an option that
@@ -100,7 +98,6 @@ def _takes(name):
         *ours,
         *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in said),
     ]
-
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def targets(

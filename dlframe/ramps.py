@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .checks import InvalidValue, known, real
 from .specs import Part
 from .triggers import Duration, duration
+from .validation import InvalidValue, known, real
 
 # %% ../nbs/07_ramps.ipynb #2c50fc3a
 shapes = {
@@ -85,7 +85,6 @@ class Ramp(Part, nn.Module):
     def forward(self) -> Tensor:  # A number, `[]`
         "Its present value"
         return self.value
-
 
 # %% ../nbs/07_ramps.ipynb #16483618
 def weight(

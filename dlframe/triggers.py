@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .checks import InvalidType, InvalidValue, known
+from .validation import InvalidType, InvalidValue, known
 
 # %% ../nbs/06_triggers.ipynb #977a325d
 clock = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}
@@ -60,7 +60,6 @@ def duration(
         raise InvalidValue(f'`{argument}` must be larger than 0, got {text!r}')
     return Duration(amount, unit)
 
-
 # %% ../nbs/06_triggers.ipynb #02d22e14
 def check_unit(
     d: Duration,  # A duration
@@ -72,7 +71,6 @@ def check_unit(
         known(
             argument, d.unit, [*(f'{u}s' for u in clock), *(c for c in counters if c != 'seconds')]
         )
-
 
 # %% ../nbs/06_triggers.ipynb #3ad87a19
 class Trigger:

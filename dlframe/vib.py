@@ -9,11 +9,10 @@ __all__ = ['VIB']
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .checks import whole
 from .distributions import centre, kl
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
-
+from .validation import whole
 
 # %% ../nbs/12_vib.ipynb #43d011ee
 class VIB(Model):

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from dlframe.checks import InvalidValue, Refusal
+from dlframe.validation import InvalidValue, Refusal
 
 SUBJECTS = [
     'build',

@@ -76,7 +76,7 @@ def papermill(notebook, output, env, cwd=ROOT, **values):
 def dlframe_run(*words, env, cwd=ROOT):
     "`dlframe-run …`, of the project that `env` names"
     return start(
-        sys.executable, '-c', 'from dlframe.run import main; main()', *words, env=env, cwd=cwd
+        sys.executable, '-c', 'from dlframe.rerun import main; main()', *words, env=env, cwd=cwd
     )
 
 
@@ -203,7 +203,7 @@ fails: str = '' # 'early', 'killed', in 'training', 'late\'"""
 
 TRIAL = [
     """if fails == 'early': import nothing_of_this_name
-from dlframe.params import parameters
+from dlframe.parameter_checks import parameters
 settings = parameters()
 import os, time
 from pathlib import Path
@@ -212,7 +212,7 @@ import pytorch_lightning as pl
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
 from dlframe.evaluation import Terms
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run

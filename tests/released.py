@@ -21,6 +21,7 @@ from unittest.mock import patch
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from dlframe.rerun import rerun
 from torch import nn
 
 import dlframe
@@ -30,14 +31,14 @@ from dlframe.classifier import Classifier
 from dlframe.evaluation import ELBO, Reconstructions, Terms, named
 from dlframe.files import save_whole
 from dlframe.gan import GAN
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.latents import ActiveUnits
 from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.predictions import Accuracy
 from dlframe.priors import prior
 from dlframe.ramps import Ramp
-from dlframe.run import Run, rerun
+from dlframe.run import Run
 from dlframe.specs import find, read
 from dlframe.vae import VAE
 from dlframe.vib import VIB

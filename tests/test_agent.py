@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from dlframe.trial_table import trials
 from experiment import PAGE, attentive, environment, left, numbers, weights
 from limits import PATIENCE
 from optuna.trial import TrialState
@@ -23,7 +24,6 @@ from tree import BIN, ROOT
 
 from dlframe.agent import cores
 from dlframe.loading import sought
-from dlframe.reports import trials
 from dlframe.status import state
 from dlframe.sweeps import read_sweep
 from dlframe.trials import Agents, Trials

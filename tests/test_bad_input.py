@@ -15,7 +15,7 @@ from tree import ROOT
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
 from dlframe.evaluation import Terms
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run, main
@@ -652,8 +652,8 @@ def changes(*rows):
         "model: `prior.event_shape` must be that of the encoder's latents, (2,), got (7,)",
     ),
     (
-        'data.cls=dlframe.images.Digit',
-        "data: `dlframe.images.*` must be one of …, got 'Digit'; did you mean 'Digits'?",
+        'data.cls=dlframe.image_sets.Digit',
+        "data: `dlframe.image_sets.*` must be one of …, got 'Digit'; did you mean 'Digits'?",
     ),
     (
         'optimization.split=trian',

@@ -11,18 +11,18 @@ from PIL import Image
 
 from dlframe.architectures import decoder, encoder, predictor
 from dlframe.callbacks import Evaluate
-from dlframe.checks import InvalidType, InvalidValue, MissingFile, Refusal, UnknownName
 from dlframe.classifier import Classifier
 from dlframe.data import Data, Items
 from dlframe.datasets import dataset
 from dlframe.evaluation import Terms
-from dlframe.images import Digits
+from dlframe.image_sets import Digits
 from dlframe.loggers import read_metrics
 from dlframe.optimization import Optimization
 from dlframe.predictions import Accuracy
 from dlframe.priors import prior
 from dlframe.run import Run
 from dlframe.vae import VAE
+from dlframe.validation import InvalidType, InvalidValue, MissingFile, Refusal, UnknownName
 
 BITS = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3
 LABELS = torch.arange(200) % 3
@@ -551,7 +551,7 @@ def test_a_folder_of_classes_is_read_as_before(tmp_path):
 
 
 def test_options_cannot_make_splits_equal(tmp_path):
-    from dlframe.images import TorchvisionImages
+    from dlframe.image_sets import TorchvisionImages
 
     for name, option in (
         ('SVHN', {'split': 'extra'}),

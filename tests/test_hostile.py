@@ -25,6 +25,7 @@ import pytest
 import safetensors.torch
 import torch
 from blind import blindfold
+from dlframe.rerun import rerun
 from experiment import PAGE, left
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -35,18 +36,18 @@ from tree import run as program
 
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
-from dlframe.checks import MissingFile, Refusal
 from dlframe.evaluation import Terms
-from dlframe.images import check_idx, images
+from dlframe.image_sets import check_idx, images
 from dlframe.kernels import Kernels, read_kernels, write_kernels
 from dlframe.loading import load
 from dlframe.optimization import Optimization
-from dlframe.params import check_parameters, declaration, passed, read_value
+from dlframe.parameter_checks import check_parameters, declaration, declared, passed, read_value
 from dlframe.priors import prior
-from dlframe.run import Run, main, rerun
+from dlframe.run import Run, main
 from dlframe.specs import build, find, override, parse, read, spec, write
-from dlframe.sweeps import declared, read_sweep
+from dlframe.sweeps import read_sweep
 from dlframe.vae import VAE
+from dlframe.validation import MissingFile, Refusal
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 set_hypothesis_home_dir(tempfile.gettempdir() + '/hypothesis')
@@ -571,12 +572,12 @@ commands = [
     'pytorch_lightning.trainer.trainer.os.system',
     'pytorch_lightning.cli.LightningCLI',
     'pytorch_lightning.loggers.CSVLogger',
-    'dlframe.run.main',
-    'dlframe.run.rerun',
+    'dlframe.rerun.main',
+    'dlframe.rerun.rerun',
     'dlframe.specs.import_module',
     'dlframe.specs.build',
     'dlframe.loading.download',
-    'dlframe.images.fetch',
+    'dlframe.image_sets.fetch',
     'dlframe.callbacks.save_whole',
     'dlframe.specs.Path',
     'dlframe.specs.UnknownName',
@@ -788,7 +789,7 @@ def test_naming_a_module_imports_only_where_parts_are_defined(case, traps):
         'torch.nn.Linear',
         'torch.optim.Adam',
         'torchvision.transforms.Resize',
-        'dlframe.images.Digits',
+        'dlframe.image_sets.Digits',
         'pytorch_lightning.callbacks.Timer',
     ):
         case.takes(lambda: find(name), a_class)
@@ -807,8 +808,8 @@ parts = [
     'torch.distributions.Normal',
     'torch.distributions.Categorical',
     'torch.optim.Adam',
-    'dlframe.images.Digits',
-    'dlframe.images.TorchvisionImages',
+    'dlframe.image_sets.Digits',
+    'dlframe.image_sets.TorchvisionImages',
     'dlframe.architectures.MLP',
     'dlframe.vae.VAE',
     'dlframe.callbacks.Evaluate',
@@ -1441,7 +1442,7 @@ def test_manifests_without_a_model(case, run, trained):
         3,
         [],
         {'a': 1},
-        {'cls': 'dlframe.images.Digits'},
+        {'cls': 'dlframe.image_sets.Digits'},
         {'ref': 'torch.nn.ReLU'},
     ):
         (run.folder / 'manifest.json').write_bytes(

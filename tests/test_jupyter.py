@@ -13,7 +13,7 @@ from dlframe.specs import build, read
 
 BEGIN = [
     'beta: float = 1. # Weight of the rate',
-    'from dlframe.params import parameters\nsettings = parameters()',
+    'from dlframe.parameter_checks import parameters\nsettings = parameters()',
     """
 import os, threading, time
 from pathlib import Path
@@ -24,7 +24,7 @@ from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
 from dlframe.entries import Scalar
 from dlframe.evaluation import Evaluator, Terms
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run
@@ -147,7 +147,7 @@ def test_errors_of_other_kinds_are_shown(kernel):
 def test_papermill_keeps_all_of_it(tmp_path):
     cells = [
         nbformat.v4.new_code_cell(s)
-        for s in (*BEGIN[:2], "from dlframe.images import images\nimages('digits')['vaild']")
+        for s in (*BEGIN[:2], "from dlframe.image_sets import images\nimages('digits')['vaild']")
     ]
     cells[0].metadata['tags'] = ['parameters']
     kernelspec = {

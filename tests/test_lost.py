@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+from dlframe.checkpoints import newest
 from experiment import (
     PAGE,
     attentive,
@@ -33,7 +34,6 @@ from torture import differences
 from tree import ROOT
 from tree import run as tool
 
-from dlframe.callbacks import newest
 from dlframe.loading import load
 from dlframe.specs import Part
 from dlframe.status import recorded, state
@@ -217,7 +217,14 @@ def test_asked_to_go_under_papermill(number, home, metadata, tmp_path):
 def test_asked_to_go_in_a_program(number, home, tmp_path, manifest):
     env = environment(home, RUNS_ROOT=tmp_path / 'runs')
     process = background(
-        [sys.executable, '-m', 'dlframe.run', manifest, 'run.name=first', 'run.train_for=10 hours'],
+        [
+            sys.executable,
+            '-m',
+            'dlframe.rerun',
+            manifest,
+            'run.name=first',
+            'run.train_for=10 hours',
+        ],
         env,
         tmp_path,
     )
@@ -436,7 +443,7 @@ def test_a_folder_of_somebody_else(what, manifest, home, tmp_path):
         *plain,
         sys.executable,
         '-m',
-        'dlframe.run',
+        'dlframe.rerun',
         *words,
         env=environment(home, RUNS_ROOT=folder / 'runs'),
         cwd=tmp_path,
@@ -468,7 +475,7 @@ def test_two_want_one_folder(manifest, home, tmp_path):
             [
                 sys.executable,
                 '-m',
-                'dlframe.run',
+                'dlframe.rerun',
                 manifest,
                 'run.name=first',
                 'run.train_for=10 hours',
@@ -487,7 +494,7 @@ def test_two_want_one_folder(manifest, home, tmp_path):
         and said.count('\n') == 1
         and re.match('dlframe-run: `(name|folder)` must', said)
     ), said
-    words = [sys.executable, '-m', 'dlframe.run', '--resume', run, 'run.train_for=30 steps']
+    words = [sys.executable, '-m', 'dlframe.rerun', '--resume', run, 'run.train_for=30 steps']
     refused = start(*words, env=env, cwd=tmp_path)
     assert (
         refused.returncode == 1

@@ -19,16 +19,17 @@ import pytorch_lightning as pl
 import safetensors.torch
 import together
 import torch
+from dlframe.checkpoints import read_checkpoint
 from experiment import PAGE, Jupyter, environment, numbers, once, papermill
 from limits import PATIENCE
 from pytorch_lightning.plugins import MixedPrecision
 from tree import ROOT
 
 from dlframe.architectures import decoder, encoder
-from dlframe.callbacks import Evaluate, read_checkpoint
+from dlframe.callbacks import Evaluate
 from dlframe.evaluation import Terms
 from dlframe.faces import CelebA, synthetic_celeba
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
@@ -201,11 +202,11 @@ def test_one_of_them_speaks(two):
 def command(tmp_path, home):
     "`dlframe-run`, as it is installed, or as a module; classes of `together` are trusted"
     script = tmp_path / 'dlframe-run'
-    script.write_text('import sys\nfrom dlframe.run import main\nsys.exit(main())\n')
+    script.write_text('import sys\nfrom dlframe.rerun import main\nsys.exit(main())\n')
     env = environment(
         home, RUNS_ROOT=tmp_path / 'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT}/tests'
     )
-    how = {'script': [script], 'module': ['-m', 'dlframe.run']}
+    how = {'script': [script], 'module': ['-m', 'dlframe.rerun']}
     return lambda name, *words: bounded(
         sys.executable, *how[name], '--package', 'together', *words, env=env, cwd=tmp_path
     )
@@ -241,7 +242,7 @@ def test_what_is_in_no_file_cannot_be_started_again(two, home, tmp_path):
     r = bounded(
         sys.executable,
         '-c',
-        'from dlframe.run import main; main()',
+        'from dlframe.rerun import main; main()',
         *words,
         env=environment(
             home, RUNS_ROOT=tmp_path / 'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT}/tests'

@@ -10,7 +10,7 @@ from tree import ROOT, run
 
 NBS = ROOT / 'nbs'
 # W&B keeps a service in a process, which that page wants to see start
-alone = ('33_loggers.ipynb',)
+alone = ('41_loggers.ipynb',)
 notebooks = sorted(
     p.relative_to(NBS)
     for p in NBS.rglob('*.ipynb')

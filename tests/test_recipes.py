@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dlframe.rerun import rerun
 from pytorch_lightning import seed_everything
 
 from dlframe.architectures import MLP, Conditional, decoder, discriminator, encoder, predictor
 from dlframe.datasets import dataset
 from dlframe.devices import find_device
 from dlframe.gan import GAN
-from dlframe.images import Digits
+from dlframe.image_sets import Digits
 from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.priors import StandardNormalPrior, VampPrior
-from dlframe.run import Run, rerun
+from dlframe.run import Run
 from dlframe.specs import build, spec
 from dlframe.vae import VAE
 

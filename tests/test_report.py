@@ -14,6 +14,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from dlframe.trial_table import logged, newest_sweep, outcome, trials
 from experiment import Jupyter, code, environment, left, once, papermill, start
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -26,12 +27,11 @@ from wandb_stub import ENTITY, server
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Checkpoint, Evaluate
 from dlframe.evaluation import Terms
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.loading import best
 from dlframe.loggers import read_metrics
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.reports import logged, newest_sweep, outcome, trials
 from dlframe.run import Run
 from dlframe.vae import VAE
 
@@ -45,7 +45,7 @@ from pytorch_lightning import seed_everything
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
 from dlframe.evaluation import ELBO, Terms
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.latents import RateDistortion
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
@@ -534,7 +534,7 @@ def test_a_sweep_of_wandb(sweep, tmp_path):
 LOOK = """
 import json, sys
 from dlframe.loading import best
-from dlframe.reports import trials
+from dlframe.trial_table import trials
 table, whole = trials(sys.argv[1]), trials(sys.argv[1], by='best')
 print(json.dumps({'runs': [*table.index], 'states': [*table['state']], 'attrs': table.attrs, 'last': table['valid/elbo'].dropna().tolist(), 'best': whole['valid/elbo'].dropna().tolist(),
                   'seconds': table['seconds'].iloc[0], 'folder': table['folder'].iloc[0], 'loaded': best(sys.argv[1]).folder.name}))

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from dlframe.rerun import rerun
 from experiment import environment
 
 from dlframe import run as run_module
 from dlframe.architectures import decoder, encoder
 from dlframe.callbacks import Evaluate
 from dlframe.evaluation import Terms
-from dlframe.images import Digits, images
+from dlframe.image_sets import Digits, images
 from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.run import Run, _changed, main, rerun
+from dlframe.run import Run, _changed, main
 from dlframe.specs import Part, build, make, override, read, spec, write
 from dlframe.vae import VAE
 
@@ -314,7 +315,7 @@ def test_a_class_that_was_defined_anew_is_refused(monkeypatch):
 
 SCRIPT = """
 from dlframe.architectures import decoder, encoder
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run
@@ -534,7 +535,7 @@ def test_the_line_that_is_printed_goes_on(prompt, parameters, kernel, said, monk
     assert resumed.require_finished() is resumed and resumed.optimization.counters['steps'] == 4
     with pytest.raises(ValueError, match='`run` must be the one that Run.resume returned'):
         run.require_finished()
-    assert run.recall().require_finished().optimization.counters['steps'] == 4
+    assert run.restore_finished().require_finished().optimization.counters['steps'] == 4
 
 
 @pytest.mark.parametrize('value, same', [(True, True), (False, False)])

@@ -21,7 +21,7 @@ import pytest
 from scipy.stats import chi2_contingency, ks_2samp
 
 from dlframe.goals import value
-from dlframe.search import Grid, bands, sampler, size, stop, suggest
+from dlframe.samplers import Grid, bands, sampler, size, stop, suggest
 from dlframe.sweeps import Sweep, choices
 
 with warnings.catch_warnings():  # its classes are written for an older pydantic
@@ -334,7 +334,7 @@ def test_sizes():
 
 def test_import_is_light():
     code = (
-        'import sys, dlframe.search; print(*{"torch", "scipy", "sweeps", "matplotlib"} & '
+        'import sys, dlframe.samplers; print(*{"torch", "scipy", "sweeps", "matplotlib"} & '
         '{*sys.modules})'
     )
     assert (

@@ -8,13 +8,13 @@ import shutil
 import subprocess
 
 import pytest
+from dlframe.checkpoints import newest
 from experiment import environment, numbers, once, weights
 from slurm import StandIn, until
 from slurm import cluster as start_cluster
 from tree import ROOT
 from tree import run as tool
 
-from dlframe.callbacks import newest
 from dlframe.status import state
 
 scripts = sorted((ROOT / 'scripts').glob('slurm_*.sh'))

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from experiment import environment
 
-from dlframe.checks import Refusal
-from dlframe.params import read_value
+from dlframe.parameter_checks import declared, read_value
 from dlframe.specs import parse
-from dlframe.sweeps import Choice, check_executable, declared, read_sweep
+from dlframe.sweeps import Choice, check_executable, read_sweep
+from dlframe.validation import Refusal
 
 root = Path(__file__).parent.parent
 files = sorted((root / 'sweeps').glob('*.yaml'))

@@ -9,9 +9,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from dlframe.checks import InvalidValue
 from dlframe.priors import TRIP
 from dlframe.tensor_rings import RingMixture, TensorRing
+from dlframe.validation import InvalidValue
 
 set_hypothesis_home_dir(tempfile.gettempdir() + '/hypothesis')
 exhaustive = settings(

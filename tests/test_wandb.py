@@ -436,7 +436,7 @@ STOP = """
 import sys
 import pytorch_lightning as pl
 from dlframe.architectures import decoder, encoder
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run

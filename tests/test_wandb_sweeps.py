@@ -12,13 +12,13 @@ import time
 import pytest
 import test_wandb
 import yaml
+from dlframe.checkpoints import newest
 from experiment import attentive, go, numbers, once, statuses, stayed, trial_page
 from limits import PATIENCE
 from tree import BIN, ROOT
 from tree import run as tool
 from wandb_stub import ENTITY, server
 
-from dlframe.callbacks import newest
 from dlframe.status import recorded, state
 
 # `wandb`, whose agent looks more often

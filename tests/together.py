@@ -14,7 +14,7 @@ from dlframe.callbacks import Evaluate
 from dlframe.classifier import Classifier
 from dlframe.evaluation import Terms
 from dlframe.gan import GAN
-from dlframe.images import images
+from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run

@@ -22,16 +22,17 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from dlframe.checkpoints import newest
 from torch import nn
 
 from dlframe.architectures import MLP, Conditional, decoder, encoder, predictor
-from dlframe.callbacks import Evaluate, Evaluator, StopEarly, newest
+from dlframe.callbacks import Evaluate, StopEarly
 from dlframe.classifier import Classifier
 from dlframe.data import Data, Items
-from dlframe.evaluation import PriorSamples, Terms
+from dlframe.evaluation import Evaluator, PriorSamples, Terms
 from dlframe.files import verify
 from dlframe.gan import GAN
-from dlframe.images import Digits
+from dlframe.image_sets import Digits
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.ramps import Ramp
@@ -601,11 +602,11 @@ def command(how, root, name):
         ]
         return [*page, *more]
     if (folder / 'manifest.json').exists():
-        return ['-m', 'dlframe.run', '--package', 'torture', '--resume', folder]
+        return ['-m', 'dlframe.rerun', '--package', 'torture', '--resume', folder]
     # only a process that is not forked has hashes of its own
     return [
         '-m',
-        'dlframe.run',
+        'dlframe.rerun',
         '--package',
         'torture',
         root / 'runs/shared-whole/manifest.json',

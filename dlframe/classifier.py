@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from .models import Model
 from .validation import InvalidType
 
+
 # %% ../nbs/13_classifier.ipynb #5f1c8ab2
 class Classifier(Model):
     "A predictor trained by maximum likelihood"

@@ -76,7 +76,7 @@ def papermill(notebook, output, env, cwd=ROOT, **values):
 def dlframe_run(*words, env, cwd=ROOT):
     "`dlframe-run …`, of the project that `env` names"
     return start(
-        sys.executable, '-c', 'from dlframe.rerun import main; main()', *words, env=env, cwd=cwd
+        sys.executable, '-c', 'from dlframe.reruns import main; main()', *words, env=env, cwd=cwd
     )
 
 

@@ -21,7 +21,7 @@ from unittest.mock import patch
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from dlframe.rerun import rerun
+from dlframe.reruns import rerun
 from torch import nn
 
 import dlframe

@@ -25,7 +25,7 @@ import pytest
 import safetensors.torch
 import torch
 from blind import blindfold
-from dlframe.rerun import rerun
+from dlframe.reruns import rerun
 from experiment import PAGE, left
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -572,8 +572,8 @@ commands = [
     'pytorch_lightning.trainer.trainer.os.system',
     'pytorch_lightning.cli.LightningCLI',
     'pytorch_lightning.loggers.CSVLogger',
-    'dlframe.rerun.main',
-    'dlframe.rerun.rerun',
+    'dlframe.reruns.main',
+    'dlframe.reruns.rerun',
     'dlframe.specs.import_module',
     'dlframe.specs.build',
     'dlframe.loading.download',

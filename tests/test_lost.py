@@ -220,7 +220,7 @@ def test_asked_to_go_in_a_program(number, home, tmp_path, manifest):
         [
             sys.executable,
             '-m',
-            'dlframe.rerun',
+            'dlframe.reruns',
             manifest,
             'run.name=first',
             'run.train_for=10 hours',
@@ -443,7 +443,7 @@ def test_a_folder_of_somebody_else(what, manifest, home, tmp_path):
         *plain,
         sys.executable,
         '-m',
-        'dlframe.rerun',
+        'dlframe.reruns',
         *words,
         env=environment(home, RUNS_ROOT=folder / 'runs'),
         cwd=tmp_path,
@@ -475,7 +475,7 @@ def test_two_want_one_folder(manifest, home, tmp_path):
             [
                 sys.executable,
                 '-m',
-                'dlframe.rerun',
+                'dlframe.reruns',
                 manifest,
                 'run.name=first',
                 'run.train_for=10 hours',
@@ -494,7 +494,7 @@ def test_two_want_one_folder(manifest, home, tmp_path):
         and said.count('\n') == 1
         and re.match('dlframe-run: `(name|folder)` must', said)
     ), said
-    words = [sys.executable, '-m', 'dlframe.rerun', '--resume', run, 'run.train_for=30 steps']
+    words = [sys.executable, '-m', 'dlframe.reruns', '--resume', run, 'run.train_for=30 steps']
     refused = start(*words, env=env, cwd=tmp_path)
     assert (
         refused.returncode == 1

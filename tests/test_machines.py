@@ -202,11 +202,11 @@ def test_one_of_them_speaks(two):
 def command(tmp_path, home):
     "`dlframe-run`, as it is installed, or as a module; classes of `together` are trusted"
     script = tmp_path / 'dlframe-run'
-    script.write_text('import sys\nfrom dlframe.rerun import main\nsys.exit(main())\n')
+    script.write_text('import sys\nfrom dlframe.reruns import main\nsys.exit(main())\n')
     env = environment(
         home, RUNS_ROOT=tmp_path / 'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT}/tests'
     )
-    how = {'script': [script], 'module': ['-m', 'dlframe.rerun']}
+    how = {'script': [script], 'module': ['-m', 'dlframe.reruns']}
     return lambda name, *words: bounded(
         sys.executable, *how[name], '--package', 'together', *words, env=env, cwd=tmp_path
     )
@@ -242,7 +242,7 @@ def test_what_is_in_no_file_cannot_be_started_again(two, home, tmp_path):
     r = bounded(
         sys.executable,
         '-c',
-        'from dlframe.rerun import main; main()',
+        'from dlframe.reruns import main; main()',
         *words,
         env=environment(
             home, RUNS_ROOT=tmp_path / 'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT}/tests'

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dlframe.rerun import rerun
+from dlframe.reruns import rerun
 from pytorch_lightning import seed_everything
 
 from dlframe.architectures import MLP, Conditional, decoder, discriminator, encoder, predictor

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from dlframe.rerun import rerun
+from dlframe.reruns import rerun
 from experiment import environment
 
 from dlframe import run as run_module

@@ -602,11 +602,11 @@ def command(how, root, name):
         ]
         return [*page, *more]
     if (folder / 'manifest.json').exists():
-        return ['-m', 'dlframe.rerun', '--package', 'torture', '--resume', folder]
+        return ['-m', 'dlframe.reruns', '--package', 'torture', '--resume', folder]
     # only a process that is not forked has hashes of its own
     return [
         '-m',
-        'dlframe.rerun',
+        'dlframe.reruns',
         '--package',
         'torture',
         root / 'runs/shared-whole/manifest.json',

@@ -424,6 +424,9 @@ def begin(
         self.trials.give_back(taken.key)
         raise
     self.begun += 1
+    if self.asked:  # by a signal that came while the trial started
+        self.jobs[place].ask_to_stop()
+        self.say('1 trials save and stop; once more kills them')
     self.say(
         f'{taken.run} {again}: '
         f'{shortened(", ".join(f"{k} {v}" for k, v in varied(self.sweep, taken.config).items()), 150)}'

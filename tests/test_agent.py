@@ -4,6 +4,7 @@ what was begun goes on
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from limits import PATIENCE
 from optuna.trial import TrialState
 from tree import BIN, ROOT
 
+from dlframe import agent as agent_module
 from dlframe.agent import cores
 from dlframe.loading import sought
 from dlframe.reports import trials
@@ -324,6 +326,28 @@ def test_asked_twice(tmp_path):
     assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
 
 
+@pytest.mark.hangs_after(200)
+def test_asked_while_a_trial_starts(tmp_path, monkeypatch):
+    "The trial whose process has just begun, and is not yet among the jobs, is asked to stop as well"
+
+    class Interrupted(agent_module.Job):
+        def __init__(self, *args):
+            super().__init__(*args)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(agent_module, 'Job', Interrupted)
+    file = sweep_file(tmp_path, ['sh', '-c', 'while :; do sleep .1; done', '${program}'])
+    folder = tmp_path / 'runs/beta'
+    folder.mkdir(parents=True)
+    sweep = read_sweep(file, file.parent)
+    with Agents(folder) as agents:
+        agent = agent_module.Agent(
+            sweep, folder, Trials(sweep, agents, folder), [''], math.inf, True
+        )
+        assert agent.run() == 130
+    assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
+
+
 def test_devices_and_threads(tmp_path):
     "One trial at a time on each device; the cores are shared by all trials of the machine"
     file, folder = sweep_file(tmp_path), tmp_path / 'runs/beta'
@@ -546,13 +570,11 @@ def test_refused(tmp_path, changes, words, answer):
     file = sweep_file(tmp_path, **changes)
     before = left(tmp_path)
     assert finish([start(file, *words, RUNS_ROOT=tmp_path / 'runs')]) == [1]
-    (line,) = [l for l in said(file).splitlines() if not l.startswith('  ')]
-    assert re.fullmatch('dlframe-agent: ' + re.sub(r'\\\.\\\*', '.*', re.escape(answer)), line), (
-        line
-    )
-    assert not list(tmp_path.glob('**/told')) and (
-        words or {p for p in left(tmp_path)} - {p for p in before} == {tmp_path / 'said'}
-    )
+    (line,) = [x for x in said(file).splitlines() if not x.startswith('  ')]
+    pattern = re.sub(r'\\\.\\\*', '.*', re.escape(answer))
+    assert re.fullmatch(f'dlframe-agent: {pattern}', line), line
+    assert not list(tmp_path.glob('**/told'))
+    assert words or left(tmp_path).keys() - before.keys() == {tmp_path / 'said'}
 
 
 def test_a_database_that_goes_and_comes(tmp_path):

@@ -327,8 +327,8 @@ def test_asked_twice(tmp_path):
 
 
 @pytest.mark.hangs_after(200)
-def test_asked_while_a_trial_starts(tmp_path, monkeypatch):
-    "The trial whose process has just begun, and is not yet among the jobs, is asked to stop as well"
+def test_asked_while_a_trial_starts(tmp_path, monkeypatch, capsys):
+    "A trial whose process has just begun, and is not yet among the jobs, is asked to stop"
 
     class Interrupted(agent_module.Job):
         def __init__(self, *args):
@@ -336,7 +336,9 @@ def test_asked_while_a_trial_starts(tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(agent_module, 'Job', Interrupted)
-    file = sweep_file(tmp_path, ['sh', '-c', 'while :; do sleep .1; done', '${program}'])
+    file = sweep_file(
+        tmp_path, ['sh', '-c', 'while :; do sleep .1; done', '${program}', '${args_json}']
+    )
     folder = tmp_path / 'runs/beta'
     folder.mkdir(parents=True)
     sweep = read_sweep(file, file.parent)
@@ -345,6 +347,7 @@ def test_asked_while_a_trial_starts(tmp_path, monkeypatch):
             sweep, folder, Trials(sweep, agents, folder), [''], math.inf, True
         )
         assert agent.run() == 130
+    assert '1 trials save and stop; once more kills them' in capsys.readouterr().out
     assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
 
 

@@ -35,6 +35,7 @@ import sys
 import sysconfig
 import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from textwrap import dedent, indent, shorten
@@ -365,7 +366,7 @@ def types_in(
     if (kinds := declaration(source)) is not None:
         return {name: type_named(kind) for name, kind in kinds.items()}
     body = _statements(
-        '\n'.join(l for l in source.splitlines() if not l.lstrip().startswith(('%', '!')))
+        '\n'.join(n for n in source.splitlines() if not n.lstrip().startswith(('%', '!')))
     )
     stored = [
         n
@@ -445,15 +446,13 @@ def passed_values(
     for statement in _statements(source) if passed(source) else ():
         targets, given = _assigned(statement)
         if given is not None and is_value(given):
-            try:
+            # not a plain literal: a cell of somebody's own that begins as papermill's does
+            with suppress(ValueError):
                 found |= {
                     name: ast.literal_eval(SpecialFloats().visit(given))
                     for name in _names(targets)
                     if name
                 }
-            # not a plain literal: a cell of somebody's own that begins as papermill's does
-            except ValueError:
-                pass
     return found
 
 
@@ -571,7 +570,7 @@ def _place(frame, at, cells):
 
 def in_short(
     error: BaseException,  # Raised
-    cells: dict = {},  # What files are cells, and what to call them
+    cells: dict | None = None,  # What files are cells, and what to call them
 ) -> str:  # Lines
     "The user's own calls, the last one inside dlframe, and the message"
     way = list(_way(error))
@@ -596,7 +595,7 @@ def in_short(
     rest = (
         [f'… and {len(way) - len(kept)} more calls: %tb shows them'] if len(way) > len(kept) else []
     )
-    return '\n'.join([*(_place(f, at, cells) for f, at in kept), *rest, '', *message])
+    return '\n'.join([*(_place(f, at, cells or {}) for f, at in kept), *rest, '', *message])
 
 
 # %% ../nbs/41_params.ipynb #17003cd7

@@ -40,7 +40,7 @@ import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -171,7 +171,8 @@ def _optuna():
         warnings.filterwarnings('ignore', message='IProgress')
         import optuna
 
-        optuna.importance, optuna.storages.journal
+        # which are imported when they are named
+        optuna.importance, optuna.storages.journal  # noqa: B018
     return optuna
 
 
@@ -264,7 +265,8 @@ def wandb_trials(
 
 # %% ../nbs/48_reports.ipynb #b20e5629
 def _of_wandb(r, by):
-    summary = {n: v for n in r.summary.keys() if isinstance(v := r.summary[n], (int, float))}
+    names = r.summary.keys()  # of an object that is no dict
+    summary = {n: v for n in names if isinstance(v := r.summary[n], (int, float))}
     rows = {n: [(0.0, float(v))] for n, v in summary.items() if not n.startswith('_')}
     return Trial(
         r.id,
@@ -292,11 +294,11 @@ def flat(
 ) -> dict:  # `{'encoder.lr': 0.1}`
     "Nested parameters by dotted names"
     found = {}
-    for name, value in parameters.items():
+    for name, given in parameters.items():
         found.update(
-            flat(value, f'{path}{name}.')
-            if isinstance(value, Mapping) and value
-            else {f'{path}{name}': value}
+            flat(given, f'{path}{name}.')
+            if isinstance(given, Mapping) and given
+            else {f'{path}{name}': given}
         )
     return found
 
@@ -541,7 +543,8 @@ def _cell(text):
 def _link(run, notebook, sweep, start):
     if not notebook:
         return _cell(run)
-    return f'[{_cell(run)}]({quote(notebook if "://" in notebook else os.path.relpath(Path(sweep) / notebook, start), safe="/:?=&%")})'
+    page = notebook if '://' in notebook else os.path.relpath(Path(sweep) / notebook, start)
+    return f'[{_cell(run)}]({quote(page, safe="/:?=&%")})'
 
 
 # %% ../nbs/48_reports.ipynb #b24ab512
@@ -720,7 +723,10 @@ def _heights(along):
 
     middle = [low, (low + high) / 2, high] if high > low else [low]
     ticks = (
-        [(height(math.log(t) if along.log else t), l) for t, l in zip(along.ticks, along.labels)]
+        [
+            (height(math.log(t) if along.log else t), label)
+            for t, label in zip(along.ticks, along.labels)
+        ]
         if along.ticks is not None
         else [(height(m), f'{math.exp(m) if along.log else m:.3g}') for m in middle]
     )
@@ -870,10 +876,8 @@ def _lines(table, metric, x):
         )
     found = {}
     for run in table.index[table['folder'] != '']:
-        try:
+        with suppress(OSError, ValueError):  # said in the table
             found[run] = _finite(logged(place(table, run), x).get(metric, []))
-        except (OSError, ValueError):
-            pass  # said in the table
     return found
 
 
@@ -997,7 +1001,7 @@ def gallery(
     rows = [
         e
         for e in evaluators
-        if all((l.data is not None or not e.split) and e.suits(l) for l in loaded.values())
+        if all((o.data is not None or not e.split) and e.suits(o) for o in loaded.values())
     ]
     if not rows:
         raise TooFew('`evaluators` must hold one that suits all of these models, got none')

@@ -49,7 +49,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from multiprocessing.util import Finalize
 from numbers import Real
@@ -257,15 +257,15 @@ class Run(Part):
         "What `build` needs to make this run again"
         o = self.optimization
         parts = spec({'model': o.model, 'data': o.data, 'optimization': o, 'run': self})
-        for whole, name in (
+        for owner, name in (
             ('optimization', 'model'),
             ('optimization', 'data'),
             ('run', 'optimization'),
         ):
-            if parts[whole][name] != {'same': name}:
+            if parts[owner][name] != {'same': name}:
                 raise InvalidValue(
-                    f'`{name}` of the {whole} must be the one that it was made with, got another '
-                    f'one: make a new {whole}'
+                    f'`{name}` of the {owner} must be the one that it was made with, got another '
+                    f'one: make a new {owner}'
                 )
         parts['run'].pop('parameters')
         return parts
@@ -358,16 +358,16 @@ def quiet_lightning():
             'lightning_fabric',
         )
     ]
-    levels = [l.level for l in loggers]
-    for l in loggers:
-        l.setLevel(logging.WARNING)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module=r'(pytorch_)?lightning.*')
         try:
             yield
         finally:
-            for l, level in zip(loggers, levels):
-                l.setLevel(level)
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
 
 
 # %% ../nbs/42_run.ipynb #30af9cc9
@@ -797,7 +797,7 @@ def failed(
     error: BaseException,  # What ended training
 ) -> None:
     "Write down why, if that is possible"
-    try:
+    with suppress(OSError):  # the disk, which is said already
         record(
             self.folder,
             'failed',
@@ -805,8 +805,6 @@ def failed(
             error=f'{type(error).__name__}: {error}',
             rows=list(getattr(error, 'rows', ())),
         )
-    except OSError:
-        pass  # the disk, which is said already
 
 
 @patch
@@ -818,8 +816,7 @@ def fetch(self: Run) -> None:
 
 
 # %% ../nbs/42_run.ipynb #5b1c4208
-# In a notebook with a person in front of it, in IPython or in Python
-def at_prompt() -> bool:
+def at_prompt() -> bool:  # In a notebook with a person in front of it, in IPython or in Python
     "Is there a prompt at which somebody can go on?"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell is None:

@@ -1,7 +1,7 @@
 """Runs of a release, kept as they were written, and the numbers that they give.
 
-`python tests/released.py` writes `tests/releases/<version>`, once for each release; later versions must load, evaluate,
-rerun and resume what is there (`test_released.py`).
+`python tests/released.py` writes `tests/releases/<version>`, once for each release; later versions
+must load, evaluate, rerun and resume what is there (`test_released.py`).
 """
 
 import hashlib
@@ -62,7 +62,8 @@ command:
   - ${env}
   - sh
   - -c
-  - 'd="${RUNS_ROOT:-runs}/$WANDB_SWEEP_ID" && mkdir -p "$d" && exec papermill --engine dlframe "$0" "$d/$WANDB_RUN_ID.ipynb" "$@"'
+  - 'd="${RUNS_ROOT:-runs}/$WANDB_SWEEP_ID" && mkdir -p "$d" && \
+exec papermill --engine dlframe "$0" "$d/$WANDB_RUN_ID.ipynb" "$@"'
   - ${program}
   - -f
   - ${args_json_file}

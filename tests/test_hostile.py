@@ -145,30 +145,28 @@ def changed_bytes(raw):
     """Bytes like `raw` but for a few changes: flipped, cut out, cut off, put in, said twice,
     exchanged
     """
-    place, odd = (
-        st.integers(0, max(len(raw) - 1, 0)),
-        st.sampled_from(
-            [
-                b'\0',
-                b'\xff',
-                b'\xef\xbb\xbf',
-                b'{',
-                b']',
-                b'"',
-                b'\n',
-                b'&a ',
-                b'*a',
-                b'!!python/name:os.system ',
-                b'!!binary ',
-                b'9' * 30,
-                b'-',
-                b'e999',
-                b'\t',
-                b'%',
-                b'null',
-                b'\xc2\x85',
-            ]
-        ),
+    place = st.integers(0, max(len(raw) - 1, 0))
+    odd = st.sampled_from(
+        [
+            b'\0',
+            b'\xff',
+            b'\xef\xbb\xbf',
+            b'{',
+            b']',
+            b'"',
+            b'\n',
+            b'&a ',
+            b'*a',
+            b'!!python/name:os.system ',
+            b'!!binary ',
+            b'9' * 30,
+            b'-',
+            b'e999',
+            b'\t',
+            b'%',
+            b'null',
+            b'\xc2\x85',
+        ]
     )
     change = st.one_of(
         st.tuples(place, st.integers(0, 7)).map(
@@ -312,8 +310,8 @@ kinds = [
     Literal[True, 'a'],
     str | None,
     int | str,
-    Optional[list[int]],
-    Union[int, list[int], None],
+    Optional[list[int]],  # noqa: UP045  this spelling, too
+    Union[int, list[int], None],  # noqa: UP007  this spelling, too
     int | float,
     list[int | None],
     Any,
@@ -365,7 +363,7 @@ def test_odd_values_for_each_type(case):
         ('mlp', Literal['mlp', 'conv']),
         (None, str | None),
         ('7', int | str),
-        (None, Optional[list[int]]),
+        (None, Optional[list[int]]),  # noqa: UP045  this spelling, too
     ]:
         case.takes(lambda: read_value('p', value, kind), lambda found: fits(found, kind))
     for value, kind in [
@@ -382,7 +380,7 @@ def test_odd_values_for_each_type(case):
         (('a', 2), tuple[int, str]),
         ('mlpp', Literal['mlp', 'conv']),
         ([1], str | None),
-        (['a'], Optional[list[int]]),
+        (['a'], Optional[list[int]]),  # noqa: UP045  this spelling, too
     ]:
         case.refuses(lambda: read_value('p', value, kind), '`p`')
     case.at_least(accepted=180, refused=780)
@@ -663,7 +661,10 @@ nonsense += [
     'dlframe.specs.' + 'sys.modules.' * 50 + 'x',
 ]
 evil = commands + nonsense
-homes = r'(dlframe|torch\.(nn|optim|distributions|utils\.data)|torchvision\.(models|ops|transforms)|pytorch_lightning\.callbacks)\b'
+homes = (
+    r'(dlframe|torch\.(nn|optim|distributions|utils\.data)'
+    r'|torchvision\.(models|ops|transforms)|pytorch_lightning\.callbacks)\b'
+)
 
 RESOLVES = """import json, pkgutil, sys
 for name in json.load(open(sys.argv[1])):
@@ -1459,8 +1460,9 @@ def test_command_line_with_a_changed_manifest(case, run, trained):
         try:
             return main([str(run.folder / 'manifest.json')])
         except SystemExit as e:
-            assert str(e.code) == f'dlframe-run: {e.__cause__}'
-            raise e.__cause__
+            said, error = str(e.code), e.__cause__
+        assert said == f'dlframe-run: {error}'
+        raise error
 
     @each(40, content=changed_bytes(trained[Path('manifest.json')]))
     def _(content):
@@ -1765,14 +1767,12 @@ def test_going_on_from_something_else(trained, run, good, monkeypatch, record_pr
     monkeypatch.undo()
     monkeypatch.setenv('RUNS_ROOT', str(tmp_path / 'runs'))
     monkeypatch.setenv('DLFRAME_PROGRESS', 'lines')
-    ends, places = (
-        Counter(),
-        [
-            p
-            for p in paths(good)
-            if len(p) < 3 and p[0] not in ('state_dict', 'counters', 'hyper_parameters')
-        ],
-    )
+    ends = Counter()
+    places = [
+        p
+        for p in paths(good)
+        if len(p) < 3 and p[0] not in ('state_dict', 'counters', 'hyper_parameters')
+    ]
 
     @each(
         30,
@@ -2013,10 +2013,8 @@ def test_names_of_folders(case, run, monkeypatch):
     "Of runs to load and to go on with, here and on W&B"
 
     def bring(name, folder, *_):
-        assert (
-            folder.resolve().is_relative_to((case.folder / 'runs/wandb').resolve())
-            and len(folder.relative_to(case.folder / 'runs/wandb').parts) == 3
-        )
+        assert folder.resolve().is_relative_to((case.folder / 'runs/wandb').resolve())
+        assert len(folder.relative_to(case.folder / 'runs/wandb').parts) == 3
         raise MissingFile(f'{name!r} must be on W&B')
 
     monkeypatch.setattr('dlframe.loading.download', bring)
@@ -2463,9 +2461,9 @@ def test_the_tests_see(how, tmp_path, monkeypatch):
         test_arguments_in_a_row,
         test_circles_and_depths,
     ):
-        with pytest.raises(Exception):
+        with pytest.raises(Exception):  # noqa: B017  it fails, in whatever way
             test(Cases(tmp_path))
-    with pytest.raises(Exception):
+    with pytest.raises(Exception):  # noqa: B017  it fails, in whatever way
         test_specifications(Cases(tmp_path), None)
 
 

@@ -139,11 +139,9 @@ def test_an_optimization_is_trained_once(root):
 def test_weights_of_an_earlier_run_are_noted(loaded, root, capsys):
     first = new_run(name='first').fit()
     trained = load(first.folder).model if loaded else first.optimization.model
-    whole, part, new = (
-        new_run(trained, name='whole'),
-        new_run(vae(encoder=trained.encoder), name='part'),
-        new_run(name='new'),
-    )
+    whole = new_run(trained, name='whole')
+    part = new_run(vae(encoder=trained.encoder), name='part')
+    new = new_run(name='new')
     noted = [
         read(run.fit().folder / 'manifest.json').get('started_from') for run in (part, whole, new)
     ]
@@ -322,9 +320,11 @@ from dlframe.vae import VAE
 from dlframe.loading import load
 class Own(VAE): pass
 GUARD
-    net = Own(encoder('mlp', (1, 8, 8), 2, [8]), decoder('mlp', 2, (1, 8, 8), [8]), prior('standard_normal', 2))
+    q, p = encoder('mlp', (1, 8, 8), 2, [8]), decoder('mlp', 2, (1, 8, 8), [8])
+    net = Own(q, p, prior('standard_normal', 2))
     run = Run(Optimization(net, images('digits')), '2 steps', name='NAME').fit()
-    for packages in '__main__', ['NAME'], __file__: assert isinstance(load(run.folder, packages=packages).model, Own)
+    for packages in '__main__', ['NAME'], __file__:
+        assert isinstance(load(run.folder, packages=packages).model, Own)
 """
 
 

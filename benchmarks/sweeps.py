@@ -1,8 +1,13 @@
-"""What a sweep costs besides its trials: `python benchmarks/sweeps.py` measures, and reckons what a thousand agents would cost; --storage URL adds a database
+"""What a sweep costs besides its trials: measured, and reckoned for a thousand agents
 
-1. Trials that do nothing (`true`), by several agents at once: how long each takes, and how that grows.
-2. What an agent does with the record for one trial, without starting anything: at 100, 1,000 and 10,000 trials.
-3. On a simulated clock, a thousand agents against one journal or a database, with the times of 2 and with those of slower disks.
+`python benchmarks/sweeps.py`; --storage URL adds a database.
+
+1. Trials that do nothing (`true`), by several agents at once: how long each takes, and how that
+   grows.
+2. What an agent does with the record for one trial, without starting anything: at 100, 1,000 and
+   10,000 trials.
+3. On a simulated clock, a thousand agents against one journal or a database, with the times of 2
+   and with those of slower disks.
 """
 
 import argparse
@@ -96,10 +101,8 @@ def bookkeeping(n, method, storage=None, repeats=30):
     agent reads the record, and how many bytes a trial takes in the journal
     """
     with tempfile.TemporaryDirectory() as home:
-        file, folder = (
-            sweep_file(Path(home), None, method, f'b{n}{method}{os.getpid()}'),
-            Path(home) / f'runs/b{n}{method}{os.getpid()}',
-        )
+        file = sweep_file(Path(home), None, method, f'b{n}{method}{os.getpid()}')
+        folder = Path(home) / f'runs/b{n}{method}{os.getpid()}'
         with Agents(folder) as me:
             trials = Trials(read_sweep(file, file.parent), me, folder, storage)
             chance = random.Random(0)

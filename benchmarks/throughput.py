@@ -1,13 +1,18 @@
 """Images per second while one VAE trains, three ways.
 
-  a  a bare PyTorch loop: floats in memory, one index per batch, functional maths, fused Adam; nothing is checked, counted or logged
-  b  dlframe with its defaults: `Run(Optimization(VAE(...), images('MNIST')), ...)`, with its files, log, progress and checkpoints
-  c  the classic way: torchvision's `ToTensor` per item, `DataLoader`, Lightning's automatic optimization, Adam, log and bar at every step
+  a  a bare PyTorch loop: floats in memory, one index per batch, functional maths, fused Adam;
+     nothing is checked, counted or logged
+  b  dlframe with its defaults: `Run(Optimization(VAE(...), images('MNIST')), ...)`, with its files,
+     log, progress and checkpoints
+  c  the classic way: torchvision's `ToTensor` per item, `DataLoader`, Lightning's automatic
+     optimization, Adam, log and bar at every step
 
-The same networks, batches of 128 in random order, float32, MNIST's 50,000 training rows. Timed, the same in all three: from the end of step W to
-the end of step N, wall clock, everything in between (reading, logging, the bar, ends of epochs) and nothing outside (imports, opening files, the
-last checkpoint). Each number comes from a fresh process; the ways take turns (a b c a b c …), so that a machine that slows down slows all three; a
-ratio is the median over rounds, each of which compares neighbours in time.
+The same networks, batches of 128 in random order, float32, MNIST's 50,000 training rows. Timed, the
+same in all three: from the end of step W to the end of step N, wall clock, everything in between
+(reading, logging, the bar, ends of epochs) and nothing outside (imports, opening files, the last
+checkpoint). Each number comes from a fresh process; the ways take turns (a b c a b c …), so that a
+machine that slows down slows all three; a ratio is the median over rounds, each of which compares
+neighbours in time.
 
   python benchmarks/throughput.py [--device cuda] [--threads 2] [--rounds 9] [--networks small]
 """
@@ -184,6 +189,11 @@ def in_fresh_process(way, network, device, threads):
     return float(done.stdout.split()[-1])
 
 
+def spread(numbers, form):
+    "Median, lowest and highest, as text"
+    return f'{median(numbers):{form}} ({min(numbers):{form}} to {max(numbers):{form}})'
+
+
 def table(found, device, threads, rounds):
     import pytorch_lightning as pl
     import torch
@@ -200,14 +210,11 @@ def table(found, device, threads, rounds):
         '|---|---|---|---|---|---|',
     ]
     for name, rates in found.items():
-        spread = lambda xs, f: f'{median(xs):{f}} ({min(xs):{f}} to {max(xs):{f}})'
-        over = lambda w: spread([b / x for b, x in zip(rates['b'], rates[w])], '.2f')
         widths, z_dim, *_ = networks[name]
-        lines.append(
-            f'| 784-{"-".join(map(str, widths))}-z{z_dim} | '
-            + ' | '.join([*(spread(rates[w], ',.0f') for w in ways), over('a'), over('c')])
-            + ' |'
-        )
+        vae = f'784-{"-".join(map(str, widths))}-z{z_dim}'
+        ratios = [[b / x for b, x in zip(rates['b'], rates[way])] for way in ('a', 'c')]
+        cells = [spread(rates[way], ',.0f') for way in ways] + [spread(r, '.2f') for r in ratios]
+        lines.append(f'| {vae} | {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
@@ -219,9 +226,8 @@ def save(text):
         '`throughput.py`.\n'
     )
     _, *old = (path.read_text() if path.exists() else intro).split('\n## ')
-    tables = {t.partition('\n')[0]: f'## {t.rstrip()}\n' for t in old} | {
-        text.partition('\n')[0][3:]: text
-    }
+    tables = {t.partition('\n')[0]: f'## {t.rstrip()}\n' for t in old}
+    tables[text.partition('\n')[0][3:]] = text
     path.write_text('\n'.join([intro, *tables.values()]))
 
 

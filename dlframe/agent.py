@@ -424,10 +424,11 @@ def begin(
         self.trials.give_back(taken.key)
         raise
     self.begun += 1
-    self.say(
-        f'{taken.run} {again}: '
-        f'{shortened(", ".join(f"{k} {v}" for k, v in varied(self.sweep, taken.config).items()), 150)}'
-    )
+    if self.asked:  # by a signal that came while the trial started
+        self.jobs[place].ask_to_stop()
+        self.say('1 trials save and stop; once more kills them')
+    tried = ', '.join(f'{k} {v}' for k, v in varied(self.sweep, taken.config).items())
+    self.say(f'{taken.run} {again}: {shortened(tried, 150)}')
 
 
 # %% ../nbs/73_agent.ipynb #4000d017
@@ -498,8 +499,8 @@ def tell(
 ) -> list[float]:  # All values of its metric
     "Let all agents know what it has logged"
     values = history(self.folder / job.taken.run, self.sweep.metric['name'])
-    for value in values[job.taken.reported :]:
-        self.trials.report(job.taken, value)
+    for number in values[job.taken.reported :]:
+        self.trials.report(job.taken, number)
     return values
 
 

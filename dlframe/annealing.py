@@ -294,11 +294,14 @@ def _walk_back(model, x, z, n_chains, ts, n_leaps, sizes):
     here = look(model, prior, x, z.expand(n_chains, *z.shape).clone())
     log_weights = torch.zeros_like(here.prior, dtype=torch.float64)
     accepted = torch.zeros_like(here.prior[0])
+
+    def at(z):
+        return look(model, prior, x, z)
+
     for k in range(len(ts) - 1, 0, -1):
         log_weights += (ts[k] - ts[k - 1]) * here.likelihood.double()
         if k == 1:
             break  # at the prior
-        at = lambda z: look(model, prior, x, z)
         here, probability = step(here, ts[k - 1], sizes[k - 2], n_leaps, at)
         accepted = accepted + probability.mean(0)
     return log_weights, accepted / max(1, len(ts) - 2)

@@ -428,8 +428,8 @@ def _bernoulli_bias(mean):
 def _continuous_mean(logit):
     "The mean of a continuous Bernoulli distribution, 1/(1 - exp(-l)) - 1/l"
     small = logit.abs() < 1e-3
-    l = logit.where(~small, 1.0)
-    return (0.5 + logit / 12).where(small, -1 / (-l).expm1() - 1 / l)
+    large = logit.where(~small, 1.0)
+    return (0.5 + logit / 12).where(small, -1 / (-large).expm1() - 1 / large)
 
 
 def _continuous_bias(mean):

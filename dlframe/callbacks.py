@@ -689,7 +689,11 @@ class Checkpoint(Periodic, LastCallback):  # for Lightning calls such a one afte
 
 # %% ../nbs/44_callbacks.ipynb #0316e5d8
 @patch
-def fire(self: Checkpoint, trainer, optimization):
+def fire(  # noqa: F811 - of another class
+    self: Checkpoint,
+    trainer,
+    optimization,
+):
     folder = Path(trainer.logger.folder)
     last, step = folder / 'checkpoints/last.ckpt', optimization.counters['steps']
     with optimization.watch.paused():

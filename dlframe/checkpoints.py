@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from .files import Damaged, keep_previous, save_whole, verify
+from .files import Damaged, save_whole, verify
 from .validation import InvalidValue, shown
 
 # %% ../nbs/43_checkpoints.ipynb #64e0bda1

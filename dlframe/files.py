@@ -17,13 +17,13 @@ __all__ = [
 ]
 
 # %% ../nbs/08_files.ipynb #b78be3b7
-import contextlib
 import hashlib
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .validation import InvalidValue
@@ -190,10 +190,8 @@ def save_whole(
             raise
         raise cannot_write(path, e.__context__) from e
     finally:
-        try:
+        with suppress(OSError):  # the folder cannot be written to, which has been said
             new.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder cannot be written to, which has been said
 
 
 def room(

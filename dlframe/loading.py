@@ -747,7 +747,8 @@ def _has_weights(run):
 def _logged(run, by):
     "Values of a run on W&B, by name"
     if by == 'last':
-        return {n: [v] for n in run.summary.keys() if isinstance(v := run.summary[n], (int, float))}
+        names = run.summary.keys()  # of an object that is no dict
+        return {n: [v] for n in names if isinstance(v := run.summary[n], (int, float))}
     with tempfile.TemporaryDirectory() as folder:
         bring(run, Path(folder) / 'run', ['metrics.csv'])
         return histories(Path(folder) / 'run')

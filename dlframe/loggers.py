@@ -505,7 +505,10 @@ def upload(
 
 # %% ../nbs/41_loggers.ipynb #400116c0
 @patch
-def finalize(self: WandbLogger, status):
+def finalize(  # noqa: F811 - of another class
+    self: WandbLogger,
+    status,
+):
     Logger.finalize(self, status)
     if status != 'preempted' or not self.run:
         return
@@ -514,7 +517,7 @@ def finalize(self: WandbLogger, status):
 
 
 @patch
-def close(self: WandbLogger):
+def close(self: WandbLogger):  # noqa: F811 - of another class
     if not self.run:
         return
     with suppress(OSError):

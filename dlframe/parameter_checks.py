@@ -22,6 +22,7 @@ __all__ = [
 import ast
 import json
 import typing
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from types import NoneType, UnionType
@@ -348,7 +349,7 @@ def types_in(
     if (kinds := declaration(source)) is not None:
         return {name: type_named(kind) for name, kind in kinds.items()}
     body = _statements(
-        '\n'.join(l for l in source.splitlines() if not l.lstrip().startswith(('%', '!')))
+        '\n'.join(n for n in source.splitlines() if not n.lstrip().startswith(('%', '!')))
     )
     stored = [
         n
@@ -428,15 +429,13 @@ def passed_values(
     for statement in _statements(source) if passed(source) else ():
         targets, given = _assigned(statement)
         if given is not None and is_value(given):
-            try:
+            # not a plain literal: a cell of somebody's own that begins as papermill's does
+            with suppress(ValueError):
                 found |= {
                     name: ast.literal_eval(SpecialFloats().visit(given))
                     for name in _names(targets)
                     if name
                 }
-            # not a plain literal: a cell of somebody's own that begins as papermill's does
-            except ValueError:
-                pass
     return found
 
 

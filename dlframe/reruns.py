@@ -84,10 +84,7 @@ def add_results(
                 f'{state(folder) or "no run"}'
             )
         loaded = load(folder, packages=packages)
-        if isinstance(found, Mapping):
-            numbers = dict(found)
-        else:
-            numbers = _evaluated(found, loaded)
+        numbers = dict(found) if isinstance(found, Mapping) else _evaluated(found, loaded)
         for name, value in numbers.items():
             _check_result(name, value, loaded.counters)
         _log(numbers, loaded)

@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 # %% ../nbs/01_specs.ipynb #739206e7
-import ast
 import copy
 import json
 import os
@@ -126,8 +125,8 @@ class Part:
 # %% ../nbs/01_specs.ipynb #e8e30b45
 def make(
     cls: type,  # Any class
-    *args,
-    **kwargs,  # Its arguments
+    *args,  # Its arguments
+    **kwargs,
 ) -> object:  # An instance that `spec` can describe
     """Call `cls` and remember the arguments; raises `InvalidType` for a function, unless it returns
     a part
@@ -148,8 +147,7 @@ def make(
 _dotted = re.compile(r'[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)*', re.ASCII)
 
 
-# For example `'train'` in `python train.py`, `'lab.train'` in `python -m lab.train`
-def script_module() -> str | None:
+def script_module() -> str | None:  # `'train'` of `train.py`, `'lab.train'` of `-m lab.train`
     "The name under which other programs import the program that runs; `None` in a notebook"
     main = sys.modules['__main__']
     file = getattr(main, '__file__', None) or ''
@@ -314,6 +312,7 @@ def _import_longest(names, packages):
     """The module that `names` begin with, and the names that are left; imports what is in
     `sys.modules`, or where parts are defined
     """
+    found = None
     for n in range(1, len(names) + 1):
         module = '.'.join(names[:n])
         if module not in sys.modules and module == script_module():

@@ -134,8 +134,7 @@ def folder_name(
 _given = ('WANDB_SWEEP_ID', 'WANDB_RUN_ID')
 
 
-# The sweep and the run; `None` outside of a trial
-def find_trial() -> tuple[str, str] | None:
+def find_trial() -> tuple[str, str] | None:  # The sweep and the run; `None` outside of a trial
     """Which trial of which sweep this process is, if an agent has started it; raises `ValueError`
     for names that are none of folders
     """

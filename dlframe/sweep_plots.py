@@ -19,11 +19,9 @@ __all__ = [
 ]
 
 # %% ../nbs/75_sweep_plots.ipynb #3ac32bcb
-import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -47,7 +45,6 @@ from dlframe.trial_table import (
     logged,
     quiet_optuna,
     short_value,
-    trials,
     value_key,
 )
 from .validation import InvalidValue, known, shortened, whole
@@ -229,7 +226,10 @@ def _heights(along):
 
     middle = [low, (low + high) / 2, high] if high > low else [low]
     ticks = (
-        [(height(math.log(t) if along.log else t), l) for t, l in zip(along.ticks, along.labels)]
+        [
+            (height(math.log(t) if along.log else t), label)
+            for t, label in zip(along.ticks, along.labels)
+        ]
         if along.ticks is not None
         else [(height(m), f'{math.exp(m) if along.log else m:.3g}') for m in middle]
     )
@@ -379,10 +379,8 @@ def _lines(table, metric, x):
         )
     found = {}
     for run in table.index[table['folder'] != '']:
-        try:
+        with suppress(OSError, ValueError):  # said in the table
             found[run] = _finite(logged(place(table, run), x).get(metric, []))
-        except (OSError, ValueError):
-            pass  # said in the table
     return found
 
 
@@ -506,7 +504,7 @@ def gallery(
     rows = [
         e
         for e in evaluators
-        if all((l.data is not None or not e.split) and e.suits(l) for l in loaded.values())
+        if all((o.data is not None or not e.split) and e.suits(o) for o in loaded.values())
     ]
     if not rows:
         raise TooFew('`evaluators` must hold one that suits all of these models, got none')

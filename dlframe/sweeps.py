@@ -75,8 +75,9 @@ class Choice:
     distribution: str  # One of `distributions`
     options: Mapping  # Its keys: `{'min': 0, 'max': 1}`
 
-    # All values of a list; of a range its ends and one between them, at least
-    def examples(self) -> list:
+    def examples(
+        self,
+    ) -> list:  # All values of a list; of a range its ends and one between them, at least
         "Values that may be chosen"
         o, kind = self.options, self.distribution
         if kind == 'constant':
@@ -143,9 +144,10 @@ def choices(
         raise InvalidType(f'`{path}` must be a mapping of names to choices, got {shown(given)}')
     for name in given:
         if not isinstance(name, str) or not name.isidentifier():
+            inside = ': what is inside a parameter has `parameters` of its own'
             raise InvalidValue(
                 f'`{path}` must have names of parameters, got '
-                f'{shown(name)}{": what is inside a parameter has `parameters` of its own" if "." in str(name) else ""}'
+                f'{shown(name)}{inside if "." in str(name) else ""}'
             )
     return {name: choice(c, f'{path}.{name}') for name, c in given.items()}
 

@@ -153,7 +153,8 @@ def quiet_optuna():
         warnings.filterwarnings('ignore', message='IProgress')
         import optuna
 
-        optuna.importance, optuna.storages.journal
+        # which are imported when they are named
+        optuna.importance, optuna.storages.journal  # noqa: B018
     return optuna
 
 
@@ -246,7 +247,8 @@ def wandb_trials(
 
 # %% ../nbs/74_trial_table.ipynb #b20e5629
 def _of_wandb(r, by):
-    summary = {n: v for n in r.summary.keys() if isinstance(v := r.summary[n], (int, float))}
+    names = r.summary.keys()  # of an object that is no dict
+    summary = {n: v for n in names if isinstance(v := r.summary[n], (int, float))}
     rows = {n: [(0.0, float(v))] for n, v in summary.items() if not n.startswith('_')}
     return Trial(
         r.id,
@@ -274,11 +276,11 @@ def flat(
 ) -> dict:  # `{'encoder.lr': 0.1}`
     "Nested parameters by dotted names"
     found = {}
-    for name, value in parameters.items():
+    for name, given in parameters.items():
         found.update(
-            flat(value, f'{path}{name}.')
-            if isinstance(value, Mapping) and value
-            else {f'{path}{name}': value}
+            flat(given, f'{path}{name}.')
+            if isinstance(given, Mapping) and given
+            else {f'{path}{name}': given}
         )
     return found
 
@@ -523,4 +525,5 @@ def _cell(text):
 def _link(run, notebook, sweep, start):
     if not notebook:
         return _cell(run)
-    return f'[{_cell(run)}]({quote(notebook if "://" in notebook else os.path.relpath(Path(sweep) / notebook, start), safe="/:?=&%")})'
+    page = notebook if '://' in notebook else os.path.relpath(Path(sweep) / notebook, start)
+    return f'[{_cell(run)}]({quote(page, safe="/:?=&%")})'

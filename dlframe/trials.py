@@ -73,7 +73,8 @@ class JournalLock:
 
     def acquire(self) -> bool:  # True
         "Wait for it"
-        file, seen, since = open(self.path, 'rb+'), None, 0.0
+        file = open(self.path, 'rb+')  # noqa: SIM115 - `release` closes it
+        seen, since = None, 0.0
         alone = self._alone(file)
         while not self._marked():
             if (there := self._there()) != seen:

@@ -137,7 +137,7 @@ def check_types(
     values,  # That were passed
     kind: type,  # That each must have
 ) -> list:  # `values`
-    "Return `values` if it is a list or tuple of instances of `kind`; raises `InvalidType` otherwise"
+    "Return `values` if it is a list of instances of `kind`; raises `InvalidType` otherwise"
     if not isinstance(values, (list, tuple)):
         raise InvalidType(f'`{argument}` must be of type list, got {shown(values)}')
     return [check_type(argument, value, kind) for value in values]

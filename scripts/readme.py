@@ -35,10 +35,10 @@ def blocks(cell):
     if cell['cell_type'] != 'code':
         return []
     lines = ''.join(cell['source']).splitlines()
-    flags = {l[2:].replace(' ', '') for l in lines if l.startswith('#|')}
+    flags = {line[2:].replace(' ', '') for line in lines if line.startswith('#|')}
     if 'hide' in flags:
         return []
-    code = '\n'.join(l for l in lines if not l.startswith('#|')).strip()
+    code = '\n'.join(line for line in lines if not line.startswith('#|')).strip()
     return [
         block(code, 'python') if code and 'echo:false' not in flags else '',
         *map(output, cell['outputs']),

@@ -1,6 +1,8 @@
-"""A plugin of pytest: the functions that the tests of hostile input are about refuse everything, or take everything
+"""A plugin of pytest: the functions that the tests of hostile input are about refuse everything, or
+take everything
 
-`PYTHONPATH=tests pytest -p blind --blind refuse tests/test_hostile.py`: each test must fail, but those of names and of this, as it must with `--blind accept`.
+`PYTHONPATH=tests pytest -p blind --blind refuse tests/test_hostile.py`: each test must fail, but
+those of names and of this, as it must with `--blind accept`.
 """
 
 import contextlib

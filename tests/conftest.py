@@ -124,38 +124,40 @@ def pytest_unconfigure(config):
     reporter.write_line(line)
 
 
+def noted(stats):
+    "What tests have recorded with `record_property`: the test, a name, a value"
+    for reports in stats.values():
+        for r in reports:
+            if getattr(r, 'when', '') == 'teardown':
+                for k, v in r.user_properties:
+                    yield r.nodeid.split('::')[-1], k, v
+
+
+def row(name, cells):
+    "A line of a table"
+    return name.ljust(60) + ''.join(str(c).rjust(19) for c in cells)
+
+
 def pytest_terminal_summary(terminalreporter):
     """On which cluster there were jobs; how probable it is that two programs draw from one
     distribution; how generated cases ended
     """
-    told = [
-        (r.nodeid.split('::')[-1], k, v)
-        for reports in terminalreporter.stats.values()
-        for r in reports
-        if getattr(r, 'when', '') == 'teardown'
-        for k, v in r.user_properties
-    ]
+    told = list(noted(terminalreporter.stats))
     for cluster in sorted({v for _, k, v in told if k == 'slurm'}):
         terminalreporter.write_line(f'Slurm was {cluster}')
     for storm in (v for _, k, v in told if k == 'storm'):
         terminalreporter.write_line(storm)
     found = sorted(v for _, k, v in told if k == 'p')
     if found:
-        terminalreporter.write_line('drawn alike'.ljust(60) + 'p'.rjust(19))
+        terminalreporter.write_line(row('drawn alike', ['p']))
     for name, p in found:
-        terminalreporter.write_line(name.ljust(60) + f'{p:19.3f}')
+        terminalreporter.write_line(row(name, [f'{p:.3f}']))
     rows = [(name, v) for name, k, v in told if k == 'cases']
     if not rows:
         return
     kinds = sorted({k for _, ends in rows for k in ends})
     total = {k: sum(ends.get(k, 0) for _, ends in rows) for k in kinds}
-    terminalreporter.write_line(
-        'generated cases'.ljust(60) + ''.join(k.rjust(19) for k in ['all', *kinds])
-    )
+    terminalreporter.write_line(row('generated cases', ['all', *kinds]))
     for name, ends in [*sorted(rows), ('all', total)]:
-        terminalreporter.write_line(
-            name.ljust(60)
-            + ''.join(
-                str(n).rjust(19) for n in [sum(ends.values()), *(ends.get(k, 0) for k in kinds)]
-            )
-        )
+        numbers = [ends.get(k, 0) for k in kinds]
+        terminalreporter.write_line(row(name, [sum(ends.values()), *numbers]))

@@ -21,22 +21,19 @@ from tree import BIN, ROOT
 
 PAGE = 'nbs/experiments/train.ipynb'
 
+# Variables that would tell a program of whoever runs the tests
+OWN = re.compile(
+    r'DLFRAME|WANDB|PAPERMILL|JUPYTER|IPYTHON|XDG|MPL'
+    r'|(DEVICE_NAME|DATA_ROOT|RUNS_ROOT|no_proxy)$',
+    re.I,
+)
+
 
 def environment(home, project=ROOT, **more):
     "Of a user whose home folder is new, and who has no network: `more` are further variables"
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not re.match(
-            r'DLFRAME|WANDB|PAPERMILL|JUPYTER|IPYTHON|XDG|MPL|(DEVICE_NAME|DATA_ROOT|RUNS_ROOT|no_proxy)$',
-            k,
-            re.I,
-        )
-    }
-    nowhere = dict.fromkeys(
-        ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'),
-        'http://127.0.0.1:9',
-    )
+    kept = {k: v for k, v in os.environ.items() if not OWN.match(k)}
+    proxies = 'http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY'
+    nowhere = dict.fromkeys(proxies, 'http://127.0.0.1:9')
     return {
         **kept,
         **nowhere,
@@ -63,29 +60,19 @@ def start(*cmd, env, cwd=ROOT):
 
 def papermill(notebook, output, env, cwd=ROOT, **values):
     "`papermill notebook output -p name value …`"
-    return start(
-        'papermill',
-        notebook,
-        output,
-        *(word for k, v in values.items() for word in ('-p', k, v)),
-        env=env,
-        cwd=cwd,
-    )
+    words = [word for k, v in values.items() for word in ('-p', k, v)]
+    return start('papermill', notebook, output, *words, env=env, cwd=cwd)
 
 
 def dlframe_run(*words, env, cwd=ROOT):
     "`dlframe-run …`, of the project that `env` names"
-    return start(
-        sys.executable, '-c', 'from dlframe.reruns import main; main()', *words, env=env, cwd=cwd
-    )
+    command = [sys.executable, '-c', 'from dlframe.reruns import main; main()']
+    return start(*command, *words, env=env, cwd=cwd)
 
 
 def code(page=ROOT / PAGE):
-    return [
-        ''.join(c['source'])
-        for c in json.loads(page.read_text('utf-8'))['cells']
-        if c['cell_type'] == 'code'
-    ]
+    cells = json.loads(page.read_text('utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
 
 
 class Jupyter:
@@ -102,7 +89,8 @@ class Jupyter:
         return self
 
     def __exit__(self, *args):
-        self.client.stop_channels(), self.manager.shutdown_kernel(now=True)
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
 
     def cell(self, source, listen=lambda message: None):
         """Run a cell; its error as text, `''` if there was none, and what it said; all that came is
@@ -119,9 +107,8 @@ class Jupyter:
         reply = self.client.execute_interactive(
             source, allow_stdin=True, output_hook=hear, timeout=PATIENCE
         )['content']
-        return '' if reply['status'] == 'ok' else f'{reply["ename"]}: {reply["evalue"]}', ''.join(
-            said
-        )
+        error = '' if reply['status'] == 'ok' else f'{reply["ename"]}: {reply["evalue"]}'
+        return error, ''.join(said)
 
     def run(self, cells, **values):
         """Write `values` into the parameters, as one does by hand, and run the cells from the
@@ -129,12 +116,8 @@ class Jupyter:
         """
         cells, heard = list(cells), ''
         for name, value in values.items():
-            cells[0], n = re.subn(
-                rf'^({name}: .+?) = .+?(?= #)',
-                lambda m: f'{m[1]} = {value!r}',
-                cells[0],
-                flags=re.M,
-            )
+            declared = re.compile(rf'^({name}: .+?) = .+?(?= #)', re.M)
+            cells[0], n = declared.subn(lambda m: f'{m[1]} = {value!r}', cells[0])
             assert n == 1, name
         for source in cells:
             error, said = self.cell(source)
@@ -169,12 +152,8 @@ def once(tmp_path_factory, name, make=lambda folder: None):
 
 def left(*folders):
     "Names of all there is in some folders, with contents"
-    return {
-        p: p.is_file() and p.read_bytes()
-        for folder in map(Path, folders)
-        for p in [folder, *folder.rglob('*')]
-        if p.exists()
-    }
+    paths = [p for folder in map(Path, folders) for p in [folder, *folder.rglob('*')]]
+    return {p: p.is_file() and p.read_bytes() for p in paths if p.exists()}
 
 
 def numbers(run):
@@ -221,7 +200,8 @@ from dlframe.vae import VAE
 
 def stay(where, asked=lambda: False):
     "Here, the first time, until this kernel is asked to go, or killed"
-    here, end = Path(f'{run.folder}.stayed {where}'), time.monotonic() + 1800 # a test that was killed does not come back
+    here = Path(f'{run.folder}.stayed {where}')
+    end = time.monotonic() + 1800 # a test that was killed does not come back
     if where not in stays or here.exists(): return
     here.write_text(str(os.getppid()))
     while here.read_text() != 'go' and not asked() and time.monotonic() < end: time.sleep(.01)
@@ -232,8 +212,11 @@ class Stay(Part, pl.Callback):
         if fails == 'training': raise OSError('the cable')
         stay('in training', lambda: pl_module.asked_to_stop)""",
     """pl.seed_everything(0, verbose=False)
-vae = VAE(encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16]), prior('standard_normal', 2), beta=beta)
-run = Run(Optimization(vae, images('digits'), lr=lr), train_for, [Evaluate(Terms('valid'), '10 steps')], project='test', log_every='3 steps', save_every='5 steps', logger=logger, callbacks=[Stay()])
+q, p = encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16])
+vae = VAE(q, p, prior('standard_normal', 2), beta=beta)
+run = Run(
+    Optimization(vae, images('digits'), lr=lr), train_for, [Evaluate(Terms('valid'), '10 steps')],
+    project='test', log_every='3 steps', save_every='5 steps', logger=logger, callbacks=[Stay()])
 run = run.fit()""",
     """stay('after training')
 assert fails != 'late', 'nothing was learned'
@@ -244,15 +227,8 @@ print(run.optimization.counters['steps'], 'steps')""",
 def trial_page(to):
     "Write it"
     cells = [new_code_cell(DECLARED, metadata={'tags': ['parameters']}), *map(new_code_cell, TRIAL)]
-    write(
-        new_notebook(
-            cells=cells,
-            metadata={
-                'kernelspec': {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
-            },
-        ),
-        to,
-    )
+    kernel = {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
+    write(new_notebook(cells=cells, metadata={'kernelspec': kernel}), to)
 
 
 def stayed(run, where):
@@ -266,8 +242,9 @@ def go(run, where):
 
 
 def statuses(notebook):
+    cells = json.loads(notebook.read_text('utf-8'))['cells']
     return [
         c['metadata']['papermill']['status']
-        for c in json.loads(notebook.read_text('utf-8'))['cells']
+        for c in cells
         if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata']['tags']
     ]

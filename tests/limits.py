@@ -16,8 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 
-# Seconds of the wall clock: more than ten times what a test of a short file needs on a quiet
-# machine
+# Seconds of the wall clock: more than ten times what a test of a short file needs
 HANGS = 900.0
 # Seconds to wait for what must come: it only matters when it does not, and then ends the wait
 # before the test is taken to hang
@@ -28,12 +27,9 @@ AGAIN = 60.0
 
 def where(frame, most=12):
     "The innermost calls of a stack, as text, without those of pytest"
-    calls = [
-        c
-        for c in traceback.format_stack(frame)
-        if not re.search(r'/(_pytest|pluggy|xdist|execnet)/', c)
-    ]
-    return ''.join(calls[-most:])
+    calls = traceback.format_stack(frame)
+    own = [c for c in calls if not re.search(r'/(_pytest|pluggy|xdist|execnet)/', c)]
+    return ''.join(own[-most:])
 
 
 @contextmanager
@@ -77,13 +73,9 @@ def hang_guard(seconds, stderr):
     and with xdist one test has failed
     """
     faulthandler.dump_traceback_later(seconds + 2 * AGAIN, exit=True, file=stderr)
+    said = f'this test hangs: it has not ended in {seconds:g} s'
     try:
-        with alarm(
-            seconds,
-            signal.ITIMER_REAL,
-            signal.SIGALRM,
-            f'this test hangs: it has not ended in {seconds:g} s',
-        ):
+        with alarm(seconds, signal.ITIMER_REAL, signal.SIGALRM, said):
             yield
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -1,7 +1,7 @@
 """Runs of a release, kept as they were written, and the numbers that they give.
 
-`python tests/released.py` writes `tests/releases/<version>`, once for each release; later versions must load, evaluate,
-rerun and resume what is there (`test_released.py`).
+`python tests/released.py` writes `tests/releases/<version>`, once for each release; later versions
+must load, evaluate, rerun and resume what is there (`test_released.py`).
 """
 
 import hashlib
@@ -21,7 +21,6 @@ from unittest.mock import patch
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from dlframe.reruns import rerun
 from torch import nn
 
 import dlframe
@@ -38,6 +37,7 @@ from dlframe.optimization import Optimization
 from dlframe.predictions import Accuracy
 from dlframe.priors import prior
 from dlframe.ramps import Ramp
+from dlframe.reruns import rerun
 from dlframe.run import Run
 from dlframe.specs import find, read
 from dlframe.vae import VAE
@@ -63,7 +63,8 @@ command:
   - ${env}
   - sh
   - -c
-  - 'd="${RUNS_ROOT:-runs}/$WANDB_SWEEP_ID" && mkdir -p "$d" && exec papermill --engine dlframe "$0" "$d/$WANDB_RUN_ID.ipynb" "$@"'
+  - 'd="${RUNS_ROOT:-runs}/$WANDB_SWEEP_ID" && mkdir -p "$d" && \
+exec papermill --engine dlframe "$0" "$d/$WANDB_RUN_ID.ipynb" "$@"'
   - ${program}
   - -f
   - ${args_json_file}

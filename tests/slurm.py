@@ -39,7 +39,8 @@ SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=localhost NodeAddr=127.0.0.1 NodeHostname={host} CPUs=32 RealMemory=131072 Gres=gpu:7 State=UNKNOWN
+NodeName=localhost NodeAddr=127.0.0.1 NodeHostname={host} CPUs=32 RealMemory=131072 \
+Gres=gpu:7 State=UNKNOWN
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -96,12 +97,10 @@ class Slurm(Cluster):
     def __init__(self, folder):
         for name in 'state', 'spool':
             (folder / name).mkdir(parents=True)
-        self.folder, self.conf, self.processes, self.hurried = (
-            folder,
-            folder / 'slurm.conf',
-            [],
-            set(),
-        )
+        self.folder = folder
+        self.conf = folder / 'slurm.conf'
+        self.processes = []
+        self.hurried = set()
         self.conf.write_text(
             CONF.format(
                 folder=folder,
@@ -128,29 +127,25 @@ class Slurm(Cluster):
                             preexec_fn=attentive,
                         )
                     )
-            until(
-                lambda: (
-                    self.ask('sinfo', '-h', '-o', '%t') == 'idle'
-                    or any(p.poll() is not None for p in self.processes)
-                )
-            )
+            idle = lambda: self.ask('sinfo', '-h', '-o', '%t') == 'idle'
+            until(lambda: idle() or any(p.poll() is not None for p in self.processes))
             assert all(p.poll() is None for p in self.processes), 'a daemon ended'
             self.called = f'Slurm {self.ask("sinfo", "-V").split()[-1]}, started for the tests'
         except (AssertionError, OSError) as e:
             self.stop()
             said = [
-                l
+                line
                 for f in sorted(folder.glob('*.said'))
-                for l in f.read_text(errors='replace').splitlines()
-                if 'error' in l or 'fatal' in l
+                for line in f.read_text(errors='replace').splitlines()
+                if 'error' in line or 'fatal' in line
             ]
             raise OSError(f'{e}: {said[-1] if said else "nothing was said"}') from e
 
     def ask(self, *words):
         "A command of Slurm, and what it said"
-        return subprocess.run(
-            [program(words[0]), *words[1:]], env=self.env, capture_output=True, text=True
-        ).stdout.strip()
+        command = [program(words[0]), *words[1:]]
+        r = subprocess.run(command, env=self.env, capture_output=True, text=True)
+        return r.stdout.strip()
 
     def sbatch(self, *words, cwd, env):
         "Submit; the job's number, and the complaint if it was refused"
@@ -167,9 +162,9 @@ class Slurm(Cluster):
         "State of each job of an array, or of the one, and how often it was started again"
         shown = self.ask('scontrol', 'show', 'job', '-o', job).splitlines()
         return [
-            (re.search(r'JobState=(\w+)', l)[1], int(re.search(r'Restarts=(\d+)', l)[1]))
-            for l in shown
-            if 'JobState' in l
+            (re.search(r'JobState=(\w+)', line)[1], int(re.search(r'Restarts=(\d+)', line)[1]))
+            for line in shown
+            if 'JobState' in line
         ]
 
     def warn(self, job):
@@ -190,9 +185,9 @@ class Slurm(Cluster):
         """What is queued again would wait for two minutes. Three seconds it needs: a node takes no
         job that it has ended in the same second
         """
-        for l in self.ask('scontrol', 'show', 'job', '-o', job).splitlines():
-            number, again = re.search(r'JobId=(\d+)', l), re.search(r'Restarts=(\d+)', l)
-            if 'Reason=BeginTime' not in l or (number[1], again[1]) in self.hurried:
+        for line in self.ask('scontrol', 'show', 'job', '-o', job).splitlines():
+            number, again = re.search(r'JobId=(\d+)', line), re.search(r'Restarts=(\d+)', line)
+            if 'Reason=BeginTime' not in line or (number[1], again[1]) in self.hurried:
                 continue
             self.hurried.add((number[1], again[1]))
             self.ask('scontrol', 'update', number[0], 'StartTime=now+3')
@@ -270,11 +265,11 @@ class StandIn(Cluster):
         return name, ''
 
     def start(self, job, j):
-        o, array = (
-            j['options'],
+        o = j['options']
+        array = (
             {'SLURM_ARRAY_JOB_ID': job, 'SLURM_ARRAY_TASK_ID': j['task']}
             if 'array' in j['options']
-            else {},
+            else {}
         )
         variables = dict(
             SLURM_JOB_ID=j['number'],
@@ -338,10 +333,8 @@ class StandIn(Cluster):
         found = []
         for j in self.all[job]:
             # the last means all of the array, and one of its jobs has that number
-            code, names = (
-                j['process'].poll(),
-                {f'requeue {j["number"]}', f'requeue {job}_{j["task"]}', f'requeue {job}'},
-            )
+            code = j['process'].poll()
+            names = {f'requeue {j["number"]}', f'requeue {job}_{j["task"]}', f'requeue {job}'}
             if code is not None:
                 self.end(j)
             if code is not None and sum(map(asked.splitlines().count, names)) > j['restarts']:

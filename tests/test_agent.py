@@ -4,6 +4,7 @@ what was begun goes on
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -16,16 +17,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from dlframe.trial_table import trials
 from experiment import PAGE, attentive, environment, left, numbers, weights
 from limits import PATIENCE
 from optuna.trial import TrialState
 from tree import BIN, ROOT
 
+from dlframe import agent as agent_module
 from dlframe.agent import cores
 from dlframe.loading import sought
 from dlframe.status import state
 from dlframe.sweeps import read_sweep
+from dlframe.trial_table import trials
 from dlframe.trials import Agents, Trials
 
 LIGHT = ['${env}', sys.executable, str(ROOT / 'tests/trial.py'), '30', '${program}', '${args_json}']
@@ -132,11 +134,9 @@ def test_a_storm(tmp_path, record_property):
     """Four agents, forty trials, ten kills: of an agent alone, or of the trial as well, as when a
     machine dies
     """
-    file, folder, chance = (
-        sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(40)]}}),
-        tmp_path / 'runs/beta',
-        random.Random(0),
-    )
+    file = sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(40)]}})
+    folder = tmp_path / 'runs/beta'
+    chance = random.Random(0)
     agents, victims = [start(file, folder, '--patience', 5) for _ in range(4)], []
     while len(victims) < 10:
         place, process = until(lambda: at_work(agents, folder, chance))
@@ -186,10 +186,8 @@ def kill(process):
 
 def test_ten_at_once(tmp_path):
     "Ten agents that find no folder yet make it together"
-    file, folder = (
-        sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(20)]}}),
-        tmp_path / 'runs/beta',
-    )
+    file = sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(20)]}})
+    folder = tmp_path / 'runs/beta'
     assert finish([start(file, folder) for _ in range(10)]) == [0] * 10
     history = whole(file, folder, 20)
     assert all(len(lines) == 2 for lines in history.values())
@@ -237,10 +235,8 @@ sys.exit(code)
 
 def test_asked_while_it_takes_a_trial(tmp_path):
     "It begins no other one, and this one, which it did not have yet when it was asked, is told too"
-    file, folder = (
-        sweep_file(tmp_path, ['sh', '-c', 'exec sleep 3600', '${program}', '${args_json}']),
-        tmp_path / 'runs/beta',
-    )
+    file = sweep_file(tmp_path, ['sh', '-c', 'exec sleep 3600', '${program}', '${args_json}'])
+    folder = tmp_path / 'runs/beta'
     r = subprocess.run(
         [sys.executable, '-c', ASKED, file.name, folder],
         cwd=tmp_path,
@@ -300,20 +296,18 @@ def test_an_agent_that_is_to_stay(tmp_path):
 
 def test_asked_twice(tmp_path):
     "A trial that does not listen is killed, and given back all the same"
-    file, folder = (
-        sweep_file(
-            tmp_path,
-            [
-                'sh',
-                '-c',
-                'trap "" TERM; mkdir -p "$RUNS_ROOT/$WANDB_SWEEP_ID/$WANDB_RUN_ID"; while :; do '
-                'sleep .1; done',
-                '${program}',
-                '${args_json}',
-            ],
-        ),
-        tmp_path / 'runs/beta',
+    file = sweep_file(
+        tmp_path,
+        [
+            'sh',
+            '-c',
+            'trap "" TERM; mkdir -p "$RUNS_ROOT/$WANDB_SWEEP_ID/$WANDB_RUN_ID"; while :; do '
+            'sleep .1; done',
+            '${program}',
+            '${args_json}',
+        ],
     )
+    folder = tmp_path / 'runs/beta'
     agent = start(file, folder)
     until(lambda: list(folder.glob('*-0000')))
     agent.send_signal(signal.SIGINT)
@@ -321,6 +315,31 @@ def test_asked_twice(tmp_path):
     assert agent.poll() is None
     agent.send_signal(signal.SIGINT)
     assert agent.wait(PATIENCE) == 130
+    assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
+
+
+@pytest.mark.hangs_after(200)
+def test_asked_while_a_trial_starts(tmp_path, monkeypatch, capsys):
+    "A trial whose process has just begun, and is not yet among the jobs, is asked to stop"
+
+    class Interrupted(agent_module.Job):
+        def __init__(self, *args):
+            super().__init__(*args)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(agent_module, 'Job', Interrupted)
+    file = sweep_file(
+        tmp_path, ['sh', '-c', 'while :; do sleep .1; done', '${program}', '${args_json}']
+    )
+    folder = tmp_path / 'runs/beta'
+    folder.mkdir(parents=True)
+    sweep = read_sweep(file, file.parent)
+    with Agents(folder) as agents:
+        agent = agent_module.Agent(
+            sweep, folder, Trials(sweep, agents, folder), [''], math.inf, True
+        )
+        assert agent.run() == 130
+    assert '1 trials save and stop; once more kills them' in capsys.readouterr().out
     assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
 
 
@@ -351,10 +370,8 @@ def test_a_shared_database(tmp_path):
     """Agents with folders of their own, as on machines without a common one: what a dead one had is
     begun anew elsewhere
     """
-    files, url = (
-        [sweep_file(tmp_path / where) for where in ('here', 'there')],
-        f'sqlite:///{tmp_path}/record.db',
-    )
+    files = [sweep_file(tmp_path / where) for where in ('here', 'there')]
+    url = f'sqlite:///{tmp_path}/record.db'
     folders = [file.parent / 'runs/beta' for file in files]
     first = start(files[0], folders[0], DLFRAME_STORAGE=url)
     until(lambda: told(folders[0]))
@@ -378,10 +395,8 @@ def test_two_machines(tmp_path):
     """Agents in network namespaces of their own, with names of their own, which have nothing in
     common but a folder; one is killed
     """
-    file, folder = (
-        sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(10)]}}),
-        tmp_path / 'runs/beta',
-    )
+    file = sweep_file(tmp_path, parameters={'beta': {'values': [float(b) for b in range(10)]}})
+    folder = tmp_path / 'runs/beta'
 
     def machine(name):
         words = [
@@ -419,17 +434,15 @@ def test_two_machines(tmp_path):
 
 def test_a_search_learns(tmp_path):
     "Bayes, with nested parameters, to a target, by three agents; no draw is the same"
-    file, folder = (
-        sweep_file(
-            tmp_path,
-            [*LIGHT[:3], '3', *LIGHT[4:]],
-            method='bayes',
-            run_cap=60,
-            metric={'name': 'valid/loss', 'goal': 'minimize', 'target': 0.5},
-            parameters={'beta': {'min': 0.0, 'max': 10.0}},
-        ),
-        tmp_path / 'runs/beta',
+    file = sweep_file(
+        tmp_path,
+        [*LIGHT[:3], '3', *LIGHT[4:]],
+        method='bayes',
+        run_cap=60,
+        metric={'name': 'valid/loss', 'goal': 'minimize', 'target': 0.5},
+        parameters={'beta': {'min': 0.0, 'max': 10.0}},
     )
+    folder = tmp_path / 'runs/beta'
     assert finish([start(file, folder) for _ in range(2)]) == [0] * 2
     found = record(file, folder)
     betas = [t.user_attrs['config']['beta'] for t in found.all()]
@@ -447,14 +460,12 @@ def test_one_value_for_all(tmp_path, by, value, beta):
         'echo name,value,steps > "$d/metrics.csv"; for x in $v; do echo "valid/loss,$x,$s" >> '
         '"$d/metrics.csv"; s=$((s+1)); done'
     )
-    file, folder = (
-        sweep_file(
-            tmp_path,
-            ['sh', '-c', shell, '${program}', '${args_json}'],
-            parameters={'beta': {'values': [1.0, 2.0]}},
-        ),
-        tmp_path / 'runs/beta',
+    file = sweep_file(
+        tmp_path,
+        ['sh', '-c', shell, '${program}', '${args_json}'],
+        parameters={'beta': {'values': [1.0, 2.0]}},
     )
+    folder = tmp_path / 'runs/beta'
     assert finish([start(file, folder, *([] if by == 'last' else ['--by', by]))]) == [0]
     found, table = record(file, folder), trials(folder)
     (first,) = (t for t in found.all() if t.user_attrs['config']['beta'] == beta)
@@ -491,10 +502,8 @@ def test_one_value_for_all(tmp_path, by, value, beta):
 )
 def test_a_trial_fails(tmp_path, changes, said):
     "With its reason; and where all fail, the agent says so and stops"
-    file, folder = (
-        sweep_file(tmp_path, **{'command': [*LIGHT[:3], '2', *LIGHT[4:]], **changes}),
-        tmp_path / 'runs/beta',
-    )
+    file = sweep_file(tmp_path, **{'command': [*LIGHT[:3], '2', *LIGHT[4:]], **changes})
+    folder = tmp_path / 'runs/beta'
     assert finish([start(file, folder)]) == [1]
     found = record(file, folder).all()
     assert [t.state.name for t in found] == ['FAIL'] * 3
@@ -546,24 +555,20 @@ def test_refused(tmp_path, changes, words, answer):
     file = sweep_file(tmp_path, **changes)
     before = left(tmp_path)
     assert finish([start(file, *words, RUNS_ROOT=tmp_path / 'runs')]) == [1]
-    (line,) = [l for l in said(file).splitlines() if not l.startswith('  ')]
-    assert re.fullmatch('dlframe-agent: ' + re.sub(r'\\\.\\\*', '.*', re.escape(answer)), line), (
-        line
-    )
-    assert not list(tmp_path.glob('**/told')) and (
-        words or {p for p in left(tmp_path)} - {p for p in before} == {tmp_path / 'said'}
-    )
+    (line,) = [x for x in said(file).splitlines() if not x.startswith('  ')]
+    pattern = re.sub(r'\\\.\\\*', '.*', re.escape(answer))
+    assert re.fullmatch(f'dlframe-agent: {pattern}', line), line
+    assert not list(tmp_path.glob('**/told'))
+    assert words or left(tmp_path).keys() - before.keys() == {tmp_path / 'said'}
 
 
 def test_a_database_that_goes_and_comes(tmp_path):
     "A trial goes on while the record is out of reach, and its end is written down when it is back"
     database, away = tmp_path / 'record.db', tmp_path / 'away.db'
-    file, folder = (
-        sweep_file(
-            tmp_path, [*LIGHT[:3], '120', *LIGHT[4:]], parameters={'beta': {'values': [1.0]}}
-        ),
-        tmp_path / 'runs/beta',
+    file = sweep_file(
+        tmp_path, [*LIGHT[:3], '120', *LIGHT[4:]], parameters={'beta': {'values': [1.0]}}
     )
+    folder = tmp_path / 'runs/beta'
     agent = start(file, folder, '--storage', f'sqlite:///{database}', '--patience', 30)
     until(lambda: any(told(folder).values()))
     database.rename(away), database.mkdir()
@@ -573,10 +578,9 @@ def test_a_database_that_goes_and_comes(tmp_path):
     database.rmdir(), away.rename(database)
     assert finish([agent]) == [0]
     (trial,) = record(file, folder, storage=f'sqlite:///{database}').all()
-    assert (trial.state, [*told(folder).values()][0][0]['start']) == (
-        TrialState.COMPLETE,
-        0,
-    ) and len([*told(folder).values()][0]) == 2
+    starts = next(iter(told(folder).values()))
+    assert trial.state == TrialState.COMPLETE
+    assert starts[0]['start'] == 0 and len(starts) == 2
 
 
 # Notebooks, as the sweep files of the project run them
@@ -648,10 +652,8 @@ def test_notebooks(notebooks):
     for t in found:
         run = folder / t.user_attrs['run']
         # not the text '1e-05'
-        assert (
-            json.loads((run.with_suffix('.ipynb')).read_text())['cells']
-            and json.loads((run / 'manifest.json').read_text())['parameters']['beta'] == 1e-5
-        )
+        assert json.loads((run.with_suffix('.ipynb')).read_text())['cells']
+        assert json.loads((run / 'manifest.json').read_text())['parameters']['beta'] == 1e-5
     assert (
         'exit status 1: Diverged: `loss` must be finite, got nan at step 2'
         in found[1].user_attrs['reason']

@@ -167,10 +167,9 @@ def test_labels_as_bytes_train_a_classifier(trained):
     def classifier():
         return Classifier(predictor('mlp', (1, 8, 8), classes=3, widths=[16]))
 
-    assert (
-        trained(with_tensors(Own, x=x, y=LABELS.byte()), classifier, Accuracy(), 'valid/accuracy')
-        > 0.5
-    )  # by chance a third
+    data = with_tensors(Own, x=x, y=LABELS.byte())
+    # by chance a third
+    assert trained(data, classifier, Accuracy(), 'valid/accuracy') > 0.5
 
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool])
@@ -437,11 +436,12 @@ def test_splits_by_their_names(train, valid, test, tmp_path):
         f'{test}/ant',
         f'{test}/cat',
     )
+    # numbers are those of training
     assert [found(data, s) for s in data.splits] == [
         {0: 0, 1: 1, 2: 2},
         {3: 1},
         {4: 0, 5: 2},
-    ]  # numbers are those of training
+    ]
     assert [len(data[s]) for s in data.splits] == [18, 6, 12]
 
 

@@ -110,12 +110,9 @@ def beta(params, x):
     by_a, by_b = mp.log(y) - up, mp.log(1 - y) - down
     chain = [1 / (1 + mp.exp(-p)) for p in params]
     by_value = abs((a - 1) / y - (b - 1) / (1 - y))
-    weight = 10 + abs(nats) + abs(a * by_a) + abs(b * by_b) + by_value
-    return (
-        nats,
-        [by_a * chain[0], by_b * chain[1]],
-        [weight, 10, 10],
-    )  # logarithms of grey values are up to 6.2
+    # logarithms of grey values are up to 6.2
+    weights = [10 + abs(nats) + abs(a * by_a) + abs(b * by_b) + by_value, 10, 10]
+    return nats, [by_a * chain[0], by_b * chain[1]], weights
 
 
 def categorical(params, x):
@@ -163,8 +160,9 @@ cases = {
     'categorical': Case(
         categorical, [st.floats(-300, 300)] * 3, lambda params: st.integers(0, 2), {'classes': 3}
     ),
+    # all mass at a point: its density is with respect to that point
     'delta': Case(None, [location], None),
-}  # all mass at a point: its density is with respect to that point
+}
 
 
 def of(name, params, dtype):
@@ -197,9 +195,8 @@ def check_head(name, data, dtype):
     for mine, true, weight in zip([ours.item(), *leaves.grad.tolist()], [nats, *slopes], weights):
         if abs(true) > limits.max:
             continue
-        error = (
-            32 * limits.eps * float(weight) + limits.tiny
-        )  # a few roundings of all that it is made of
+        # a few roundings of all that it is made of
+        error = 32 * limits.eps * float(weight) + limits.tiny
         assert abs(mine - float(true)) <= error, (params, x, mine, float(true), error)
     return 'within'
 
@@ -227,9 +224,8 @@ def grid_of(name, d, params):
     if name == 'beta':
         t = torch.linspace(-math.log(511), math.log(511), 40_001, dtype=torch.float64)
         return ((256 * t.sigmoid() - 0.5) / 255).clamp(0, 1)
-    distance = torch.linspace(0, 1, 40_001, dtype=torch.float64) ** 3 * min(
-        1, 50 / (1 + abs(params[0]))
-    )
+    farthest = min(1, 50 / (1 + abs(params[0])))
+    distance = torch.linspace(0, 1, 40_001, dtype=torch.float64) ** 3 * farthest
     return distance if params[0] < 0 else (1 - distance).flip(0)
 
 
@@ -237,8 +233,8 @@ ranges = {
     'normal': [(0.0, -300.0), (0.0, -30.0), (3.0, 0.0), (0.0, 300.0)],
     'laplace': [(0.0, -300.0), (0.0, -30.0), (3.0, 0.0), (0.0, 300.0)],
     'continuous_bernoulli': [
-        (l,)
-        for l in (-1e4, -100.0, -17.0, -1.0, -0.01, 0.0, 0.01, 0.9, 1.1, 17.0, 36.0, 100.0, 1e4)
+        (logit,)
+        for logit in (-1e4, -100.0, -17.0, -1.0, -0.01, 0.0, 0.01, 0.9, 1.1, 17.0, 36.0, 100.0, 1e4)
     ],
     'beta': [
         (-100.0, -100.0),
@@ -281,9 +277,8 @@ def test_head_integrates_to_one_and_samples_follow(name, params):
     share = below[torch.searchsorted(x, draws).clamp(max=len(x) - 1)]
     steps = torch.arange(n) / n
     distance = torch.maximum((share - steps).max(), (steps + 1 / n - share).max())
-    assert (
-        distance < 1.95 / n**0.5
-    )  # Kolmogorov and Smirnov: exceeded once in a thousand seeds, and this is one
+    # Kolmogorov and Smirnov: exceeded once in a thousand seeds, and this is one
+    assert distance < 1.95 / n**0.5
 
 
 @pytest.mark.parametrize('logit', [-1e4, -100.0, -17.0, 0.0, 3.0, 40.0, 1e4])
@@ -301,9 +296,8 @@ def test_discrete_heads(logit):
         probabilities = torch.stack(
             [d.log_prob(torch.tensor([i], dtype=like)).exp() for i in range(top)]
         ).flatten()
-        error = (
-            5 * (probabilities * (1 - probabilities) / 2000).sqrt() + 1e-6
-        )  # five standard errors
+        # five standard errors
+        error = 5 * (probabilities * (1 - probabilities) / 2000).sqrt() + 1e-6
         assert ((draws - probabilities).abs() <= error).all()
 
 
@@ -312,21 +306,20 @@ def test_point():
     assert d.log_prob(torch.tensor([2.0])) == 0 and d.log_prob(torch.tensor([2.1])) == -math.inf
 
 
-# ------------------------------------------------------------------------------------ their other
-# functions
+# -------------------------------------------------------------------------- their other functions
 
 
 @dtypes
 @repeatable
-@given(l=logits, other=st.floats(-1e3, 1e3))
-def test_continuous_bernoulli_functions(dtype, l, other):
+@given(logit=logits, other=st.floats(-1e3, 1e3))
+def test_continuous_bernoulli_functions(dtype, logit, other):
     "Mean, variance, entropy, divergence and the second derivative, against mpmath"
-    eps, l, other = torch.finfo(dtype).eps, rounded(l, dtype), rounded(other, dtype)
-    leaf = torch.tensor(l, dtype=dtype, requires_grad=True)
+    eps, logit, other = torch.finfo(dtype).eps, rounded(logit, dtype), rounded(other, dtype)
+    leaf = torch.tensor(logit, dtype=dtype, requires_grad=True)
     d, q = ContinuousBernoulli(leaf), ContinuousBernoulli(torch.tensor(other, dtype=dtype))
-    m, far = mp.mpf(abs(l)), mp.mpf(other)
+    m, far = mp.mpf(abs(logit)), mp.mpf(other)
     distance = mean_distance(m)
-    mean = distance if l < 0 else 1 - distance
+    mean = distance if logit < 0 else 1 - distance
     with mp.workdps(80):
         spread = 1 / m**2 - 1 / (4 * mp.sinh(m / 2) ** 2) if m > 1e-15 else mp.mpf(1) / 12
     height = mp.log(m / -mp.expm1(-m)) if m else mp.mpf(0)
@@ -339,41 +332,40 @@ def test_continuous_bernoulli_functions(dtype, l, other):
     }
     for name, (true, weight) in expected.items():
         mine = getattr(d, name)() if name == 'entropy' else getattr(d, name)
-        assert (
-            abs(mine.item() - float(true)) <= 32 * eps * float(weight) + torch.finfo(dtype).tiny
-        ), (l, name, mine.item(), float(true))
+        allowed = 32 * eps * float(weight) + torch.finfo(dtype).tiny
+        said = logit, name, mine.item(), float(true)
+        assert abs(mine.item() - float(true)) <= allowed, said
     divergence = kl(d, q).item() - float(-entropy - cross)
     assert abs(divergence) <= 32 * eps * float(1 + abs(height) + abs(cross) + abs(far))
-    slope = torch.autograd.grad(
-        d.log_prob(torch.tensor(0.3, dtype=dtype)), leaf, create_graph=True
-    )[0]
+    nats = d.log_prob(torch.tensor(0.3, dtype=dtype))
+    slope = torch.autograd.grad(nats, leaf, create_graph=True)[0]
     curve = torch.autograd.grad(slope, leaf)[0]
     assert abs(curve.item() + float(spread)) <= 32 * eps * float(abs(spread)) + 1e-37
 
 
 @dtypes
 @repeatable
-@given(l=logits, u=st.sampled_from([0.0, 1.0, 1e-6, 1 - 1e-6]) | st.floats(0, 1))
-def test_continuous_bernoulli_quantiles(dtype, l, u):
+@given(logit=logits, u=st.sampled_from([0.0, 1.0, 1e-6, 1 - 1e-6]) | st.floats(0, 1))
+def test_continuous_bernoulli_quantiles(dtype, logit, u):
     "The quantile and its derivative with respect to the logit, against mpmath"
-    eps, l, u = torch.finfo(dtype).eps, rounded(l, dtype), rounded(u, dtype)
-    exact_l, exact_u = mp.mpf(l), mp.mpf(u)
-    if abs(l) > 1e4:
+    eps, logit, u = torch.finfo(dtype).eps, rounded(logit, dtype), rounded(u, dtype)
+    exact, exact_u = mp.mpf(logit), mp.mpf(u)
+    if abs(logit) > 1e4:
         return
     with mp.workdps(60):  # one of which is exp(1e4) away from the other
-        quantile = lambda l: mp.log1p(exact_u * mp.expm1(l)) / l
-        tilted = lambda l: (exact_u * mp.exp(l) / (1 + exact_u * mp.expm1(l)) - quantile(l)) / l
+        quantile = lambda x: mp.log1p(exact_u * mp.expm1(x)) / x
+        tilted = lambda x: (exact_u * mp.exp(x) / (1 + exact_u * mp.expm1(x)) - quantile(x)) / x
         if u in (0.0, 1.0):
             true, slope = exact_u, mp.mpf(0)
-        elif abs(l) < 1e-12:
-            true, slope = (1 + exact_l * (1 - exact_u) / 2) * exact_u, exact_u * (1 - exact_u) / 2
+        elif abs(logit) < 1e-12:
+            true, slope = (1 + exact * (1 - exact_u) / 2) * exact_u, exact_u * (1 - exact_u) / 2
         else:
-            true, slope = quantile(exact_l), tilted(exact_l)
-    leaf = torch.tensor(l, dtype=dtype, requires_grad=True)
+            true, slope = quantile(exact), tilted(exact)
+    leaf = torch.tensor(logit, dtype=dtype, requires_grad=True)
     mine = ContinuousBernoulli(leaf).icdf(torch.tensor(u, dtype=dtype))
-    rough = 32 * eps * float(1 + 1 / max(abs(exact_l), mp.mpf(0.003)))
-    assert abs(mine.item() - float(true)) <= 32 * eps, (l, u, mine.item(), float(true))
-    assert abs(torch.autograd.grad(mine, leaf)[0].item() - float(slope)) <= rough, (l, u)
+    rough = 32 * eps * float(1 + 1 / max(abs(exact), mp.mpf(0.003)))
+    assert abs(mine.item() - float(true)) <= 32 * eps, (logit, u, mine.item(), float(true))
+    assert abs(torch.autograd.grad(mine, leaf)[0].item() - float(slope)) <= rough, (logit, u)
     back = ContinuousBernoulli(leaf).cdf(mine.detach()).item()
     density = max(1.0, math.exp(min(ContinuousBernoulli(leaf).log_prob(mine.detach()).item(), 50)))
     assert abs(back - u) <= 64 * eps * density
@@ -382,11 +374,12 @@ def test_continuous_bernoulli_quantiles(dtype, l, u):
 def test_infinite_logits_are_refused():
     taken = 0
     with validation(True):
-        for l in -math.inf, math.inf, math.nan:
+        for logit in -math.inf, math.inf, math.nan:
             with pytest.raises(ValueError, match='logits'):
-                ContinuousBernoulli(torch.tensor([0.0, l]))
-        for l in -3e38, 0.0, 3e38:
-            taken += ContinuousBernoulli(torch.tensor([l])).log_prob(torch.tensor([0.5])).numel()
+                ContinuousBernoulli(torch.tensor([0.0, logit]))
+        for logit in -3e38, 0.0, 3e38:
+            nats = ContinuousBernoulli(torch.tensor([logit])).log_prob(torch.tensor([0.5]))
+            taken += nats.numel()
     assert taken == 3
 
 
@@ -418,17 +411,13 @@ def test_divergences_of_normals(p, q, d):
         if true > 3e38:
             assert mine.item() == math.inf
         else:
-            torch.testing.assert_close(
-                mine.item(), float(true), rtol=4e-5, atol=1e-6
-            )  # exponents of 300 are exact to 3e-5
+            # exponents of 300 are exact to 3e-5
+            torch.testing.assert_close(mine.item(), float(true), rtol=4e-5, atol=1e-6)
         if true < 1e30:
             assert torch.autograd.grad(mine, own)[0].isfinite().all()
     ends = DiagonalNormal(t(d), own)
-    assert (
-        not torch.cat([ends.rsample(), ends.variance, ends.stddev, ends.entropy()[None]])
-        .isnan()
-        .any()
-    )
+    found = torch.cat([ends.rsample(), ends.variance, ends.stddev, ends.entropy()[None]])
+    assert not found.isnan().any()
 
 
 @pytest.mark.parametrize('a, b', [(-150.0, 0.0), (120.0, -120.0), (0.0, 1e4), (3.0, 3.0)])
@@ -436,12 +425,12 @@ def test_divergences_of_choices(a, b):
     "Finite, where torch rounds a probability to 0 and calls the divergence infinite"
     p, q = torch.tensor([a, 0.0]), torch.tensor([b, 0.0])
     exact = bernoulli_kl(a, b)
-    for made in (lambda l: Categorical(logits=l)), (lambda l: Bernoulli(logits=l[0])):
+    for made in (lambda x: Categorical(logits=x)), (lambda x: Bernoulli(logits=x[0])):
         assert abs(kl(made(p), made(q)).item() - exact) < 1e-5 * (1 + exact)
 
 
 def bernoulli_kl(a, b):
-    share = lambda l: 1 / (1 + mp.exp(-mp.mpf(l)))
+    share = lambda logit: 1 / (1 + mp.exp(-mp.mpf(logit)))
     pairs = [(share(a), share(b)), (share(-a), share(-b))]
     return float(mp.fsum(p * mp.log(p / q) for p, q in pairs))
 
@@ -603,8 +592,8 @@ made = {
         prior('flow', 1, transforms=2, widths=[8]).to(dtype),
         None,
     ),  # no reference but its own integral
-    'ard': None,
-}  # no density: its divergence is above
+    'ard': None,  # no density: its divergence is above
+}
 proper = [name for name, make in made.items() if make]
 
 

@@ -250,11 +250,9 @@ def test_a_default_that_is_computed(default, pages):
     "It would keep the value of before, so it is refused, unless nothing is passed"
     pages.make('1', parameters=BASE + default)
     status, lines = pages.run('-p', 'base', 'y')
-    assert (
-        status == 1
-        and 'ParameterError: ' in lines[-1]
-        and ('must have a default of literals' in lines[-1] or 'the parameters cell' in lines[-1])
-    )
+    assert status == 1
+    assert 'ParameterError: ' in lines[-1]
+    assert 'must have a default of literals' in lines[-1] or 'the parameters cell' in lines[-1]
     assert pages.names() == ['in.ipynb']
 
 
@@ -318,10 +316,8 @@ def test_signals_reach_the_cell(name, pages):
         ('failed', [('SystemExit', str(128 + number)), stopped(name)]),
         ('pending', []),
     ]
-    assert (
-        'working\\n' in (pages.folder / 'out.ipynb').read_text()
-        and not (pages.folder / 'after').exists()
-    )
+    assert 'working\\n' in (pages.folder / 'out.ipynb').read_text()
+    assert not (pages.folder / 'after').exists()
 
 
 def test_interrupt(pages):
@@ -363,10 +359,8 @@ child.kill()"""
     papermill.send_signal(signal.SIGUSR1)
     assert end(papermill)[0] == 1
     assert pages.read() == [('completed', []), ('failed', [stopped('SIGUSR1')]), ('pending', [])]
-    assert (
-        'child None\\n' in (pages.folder / 'out.ipynb').read_text()
-        and not (pages.folder / 'after').exists()
-    )
+    assert 'child None\\n' in (pages.folder / 'out.ipynb').read_text()
+    assert not (pages.folder / 'after').exists()
 
 
 def test_a_signal_before_the_first_cell(pages):
@@ -388,7 +382,8 @@ def test_what_is_ignored_stays_ignored(pages):
 SAID = """import os, signal, time
 from pathlib import Path
 print('before', flush=True)
-while 'be' + 'fore' + chr(92) + 'n' not in Path('out.ipynb').read_text(): # until papermill has heard it
+# until papermill has heard it
+while 'be' + 'fore' + chr(92) + 'n' not in Path('out.ipynb').read_text():
     print('.', flush=True)
     time.sleep(.1)
 """
@@ -427,12 +422,10 @@ def test_a_kernel_does_not_start(pages):
     pages.make('1', kernel='broken')
     status, _ = pages.run()
     (first, (error,)), *others = pages.read()
-    assert (
-        status == 1
-        and first == 'failed'
-        and error[0] == 'RuntimeError'
-        and others == [('pending', [])]
-    )
+    assert status == 1
+    assert first == 'failed'
+    assert error[0] == 'RuntimeError'
+    assert others == [('pending', [])]
 
 
 # What is on disk
@@ -467,18 +460,16 @@ def test_two_papermills_one_output(pages):
     pages.wait('working')
     before, at = left(pages.folder), pages.folder.resolve() / 'out.ipynb'
     status, lines = pages.run(output=pages.folder / '.' / 'out.ipynb')
+    assert status == 1
     assert (
-        status == 1
-        and lines[-1]
+        lines[-1]
         == f'OSError: `output_path` must be a notebook that no other papermill is writing, got {at}'
     )
     assert not any('Traceback' in line for line in lines) and left(pages.folder) == before
     (pages.folder / 'go').touch()
     assert end(first)[0] == 0
-    assert (
-        pages.read() == [('completed', [])] * 2
-        and 'went' in (pages.folder / 'out.ipynb').read_text()
-    )
+    assert pages.read() == [('completed', [])] * 2
+    assert 'went' in (pages.folder / 'out.ipynb').read_text()
 
 
 def test_a_papermill_that_was_killed_holds_nothing(pages):
@@ -547,11 +538,9 @@ def test_a_trial_that_is_taken_over(pages):
     ) and pages.names() == ['in.ipynb', 'out.ipynb']
     trial('a-0001')
     status, lines = pages.run('-p', 'beta', 0.1)
-    assert (
-        status == 1
-        and 'the notebook of a run that is finished' in lines[-1]
-        and left(pages.folder).keys() == before.keys()
-    )
+    assert status == 1
+    assert 'the notebook of a run that is finished' in lines[-1]
+    assert left(pages.folder).keys() == before.keys()
 
 
 def small_files():
@@ -572,9 +561,9 @@ def test_a_full_disk(pages):
     pages.make("print('x'*1_000_000)", 'raise ValueError("lost")')
     status, lines = pages.run(before=small_files)
     at = pages.folder.resolve() / 'out.ipynb'
+    assert status == 1
     assert (
-        status == 1
-        and lines[-1]
+        lines[-1]
         == f'OSError: `output_path` must be a notebook that can be written, got {at} (File too '
         'large)'
     )
@@ -588,10 +577,9 @@ def test_a_folder_that_may_not_be_written(pages):
     (pages.folder / 'shut').mkdir(mode=0o555)
     status, lines = pages.run(output='shut/out.ipynb', before=no_privilege)
     at = pages.folder.resolve() / 'shut/out.ipynb'
+    assert status == 1
     assert (
-        status == 1
-        and lines[-1]
-        == f'OSError: `output_path` must be a notebook that can be written, got {at} '
+        lines[-1] == f'OSError: `output_path` must be a notebook that can be written, got {at} '
         '(Permission denied)'
     )
     assert not any('Traceback' in line for line in lines) and pages.names() == ['in.ipynb']
@@ -603,11 +591,9 @@ def test_a_notebook_that_may_not_be_written(pages):
     (pages.folder / 'out.ipynb').chmod(0o444)
     before = left(pages.folder)
     status, lines = pages.run(before=no_privilege)
-    assert (
-        status == 1
-        and lines[-1].endswith('out.ipynb (Permission denied)')
-        and left(pages.folder) == before
-    )
+    assert status == 1
+    assert lines[-1].endswith('out.ipynb (Permission denied)')
+    assert left(pages.folder) == before
 
 
 def test_a_folder_that_is_shut_for_a_while(pages):

@@ -44,10 +44,8 @@ def learned(data, outputs, loss, epochs):
     "Predictions for `test`, and what was to be predicted"
     torch.manual_seed(0)
     net = network(outputs)
-    adam, batches = (
-        torch.optim.Adam(net.parameters(), 2e-3, fused=True),
-        Loader(data['train'], 50, shuffle=True),
-    )
+    adam = torch.optim.Adam(net.parameters(), 2e-3, fused=True)
+    batches = Loader(data['train'], 50, shuffle=True)
     for _ in range(epochs):
         for batch in map(data.prepare, batches):
             adam.zero_grad()

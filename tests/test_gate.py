@@ -25,20 +25,17 @@ def must_run(*cmd, **kwargs):
 def must_change_nothing(*cmd, cwd):
     must_run(*cmd, cwd=cwd)
     if files := changed(cwd):
-        pytest.fail(
-            f'{" ".join(cmd)} changes {", ".join(files)}: run `make prepare`', pytrace=False
-        )
+        said = f'{" ".join(cmd)} changes {", ".join(files)}: run `make prepare`'
+        pytest.fail(said, pytrace=False)
 
 
 def tagged(copy):
     "How many cells of each notebook are tagged `parameters`"
-    return {
-        p.name: sum(
-            'parameters' in c['metadata'].get('tags', [])
-            for c in json.loads(p.read_text('utf-8'))['cells']
-        )
-        for p in copy.glob('nbs/**/*.ipynb')
-    }
+    found = {}
+    for p in copy.glob('nbs/**/*.ipynb'):
+        cells = json.loads(p.read_text('utf-8'))['cells']
+        found[p.name] = sum('parameters' in c['metadata'].get('tags', []) for c in cells)
+    return found
 
 
 def test_export_leaves_no_difference(copy):
@@ -73,7 +70,10 @@ def test_pages_process(copy, tmp_path):
 # What is stored in the pages names no machine
 
 PLACES = {
-    'a folder of a machine': r'(?<![\w./])/(?:tmp|home|root|work|Users|private|var|opt|mnt|usr/local|usr/lib)/[^\s"\'`<>,;)]*',
+    'a folder of a machine': (
+        r'(?<![\w./])/(?:tmp|home|root|work|Users|private|var|opt|mnt|usr/local|usr/lib)/'
+        r'[^\s"\'`<>,;)]*'
+    ),
     'a folder of Windows': r'(?<!\w)[A-Z]:\\{1,2}[A-Z]\w[^\s"\'`<>,;)]*',
     'installed packages': r'\b(?:site|dist)-packages\b',
     'a temporary name': r'(?<!\w)tmp[a-z0-9_]{8}(?![a-z0-9_])',
@@ -103,27 +103,20 @@ def texts(nb):
         yield place, 'source', joined(cell['source'])
         yield place, 'metadata', joined(cell['metadata'])
         for output in cell.get('outputs', []):
-            found = {
-                k: v
-                for k, v in output.get('data', {}).items()
-                if not k.startswith('image/') or k == 'image/svg+xml'
-            }
-            for kind, value in {
-                **found,
-                **{k: output[k] for k in ('text', 'traceback', 'evalue') if k in output},
-            }.items():
-                yield place, kind, joined(value)
+            for kind, value in output.get('data', {}).items():
+                if not kind.startswith('image/') or kind == 'image/svg+xml':
+                    yield place, kind, joined(value)
+            for kind in 'text', 'traceback', 'evalue':
+                if kind in output:
+                    yield place, kind, joined(output[kind])
 
 
 def named_places(nb, depth):
     """Lines about the places of a machine that a page names which lies `depth` folders below the
     root
     """
-    rules = {
-        **PLACES,
-        'this machine': here(),
-        'a folder outside of the repository': rf'(?<![\w.])(?:\.\./){{{depth + 1},}}[^\s"\'`<>,;)]*',
-    }
+    outside = rf'(?<![\w.])(?:\.\./){{{depth + 1},}}[^\s"\'`<>,;)]*'
+    rules = {**PLACES, 'this machine': here(), 'a folder outside of the repository': outside}
     return [
         f'{place}, {kind}: {what}: {m[0]!r}'
         for place, kind, text in texts(nb)
@@ -142,18 +135,12 @@ PAGES = sorted(
 def test_pages_name_no_machine():
     found = []
     for page in PAGES:
-        name = page.relative_to(ROOT)
-        found += [
-            f'{name}, {line}'
-            for line in named_places(json.loads(page.read_text('utf-8')), len(name.parts) - 1)
-        ]
+        name, nb = page.relative_to(ROOT), json.loads(page.read_text('utf-8'))
+        found += [f'{name}, {line}' for line in named_places(nb, len(name.parts) - 1)]
     assert len(PAGES) > 40
     if found:
-        pytest.fail(
-            'print paths relative to the working directory, and execute again:\n'
-            + '\n'.join(found),
-            pytrace=False,
-        )
+        asked = 'print paths relative to the working directory, and execute again:'
+        pytest.fail('\n'.join([asked, *found]), pytrace=False)
 
 
 @pytest.mark.parametrize(

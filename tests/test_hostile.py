@@ -25,7 +25,6 @@ import pytest
 import safetensors.torch
 import torch
 from blind import blindfold
-from dlframe.reruns import rerun
 from experiment import PAGE, left
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
@@ -43,6 +42,7 @@ from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.parameter_checks import check_parameters, declaration, declared, passed, read_value
 from dlframe.priors import prior
+from dlframe.reruns import rerun
 from dlframe.run import Run, main
 from dlframe.specs import build, find, override, parse, read, spec, write
 from dlframe.sweeps import read_sweep
@@ -146,30 +146,28 @@ def changed_bytes(raw):
     """Bytes like `raw` but for a few changes: flipped, cut out, cut off, put in, said twice,
     exchanged
     """
-    place, odd = (
-        st.integers(0, max(len(raw) - 1, 0)),
-        st.sampled_from(
-            [
-                b'\0',
-                b'\xff',
-                b'\xef\xbb\xbf',
-                b'{',
-                b']',
-                b'"',
-                b'\n',
-                b'&a ',
-                b'*a',
-                b'!!python/name:os.system ',
-                b'!!binary ',
-                b'9' * 30,
-                b'-',
-                b'e999',
-                b'\t',
-                b'%',
-                b'null',
-                b'\xc2\x85',
-            ]
-        ),
+    place = st.integers(0, max(len(raw) - 1, 0))
+    odd = st.sampled_from(
+        [
+            b'\0',
+            b'\xff',
+            b'\xef\xbb\xbf',
+            b'{',
+            b']',
+            b'"',
+            b'\n',
+            b'&a ',
+            b'*a',
+            b'!!python/name:os.system ',
+            b'!!binary ',
+            b'9' * 30,
+            b'-',
+            b'e999',
+            b'\t',
+            b'%',
+            b'null',
+            b'\xc2\x85',
+        ]
     )
     change = st.one_of(
         st.tuples(place, st.integers(0, 7)).map(
@@ -313,8 +311,8 @@ kinds = [
     Literal[True, 'a'],
     str | None,
     int | str,
-    Optional[list[int]],
-    Union[int, list[int], None],
+    Optional[list[int]],  # noqa: UP045  this spelling, too
+    Union[int, list[int], None],  # noqa: UP007  this spelling, too
     int | float,
     list[int | None],
     Any,
@@ -366,7 +364,7 @@ def test_odd_values_for_each_type(case):
         ('mlp', Literal['mlp', 'conv']),
         (None, str | None),
         ('7', int | str),
-        (None, Optional[list[int]]),
+        (None, Optional[list[int]]),  # noqa: UP045  this spelling, too
     ]:
         case.takes(lambda: read_value('p', value, kind), lambda found: fits(found, kind))
     for value, kind in [
@@ -383,7 +381,7 @@ def test_odd_values_for_each_type(case):
         (('a', 2), tuple[int, str]),
         ('mlpp', Literal['mlp', 'conv']),
         ([1], str | None),
-        (['a'], Optional[list[int]]),
+        (['a'], Optional[list[int]]),  # noqa: UP045  this spelling, too
     ]:
         case.refuses(lambda: read_value('p', value, kind), '`p`')
     case.at_least(accepted=180, refused=780)
@@ -664,7 +662,10 @@ nonsense += [
     'dlframe.specs.' + 'sys.modules.' * 50 + 'x',
 ]
 evil = commands + nonsense
-homes = r'(dlframe|torch\.(nn|optim|distributions|utils\.data)|torchvision\.(models|ops|transforms)|pytorch_lightning\.callbacks)\b'
+homes = (
+    r'(dlframe|torch\.(nn|optim|distributions|utils\.data)'
+    r'|torchvision\.(models|ops|transforms)|pytorch_lightning\.callbacks)\b'
+)
 
 RESOLVES = """import json, pkgutil, sys
 for name in json.load(open(sys.argv[1])):
@@ -1460,8 +1461,9 @@ def test_command_line_with_a_changed_manifest(case, run, trained):
         try:
             return main([str(run.folder / 'manifest.json')])
         except SystemExit as e:
-            assert str(e.code) == f'dlframe-run: {e.__cause__}'
-            raise e.__cause__
+            said, error = str(e.code), e.__cause__
+        assert said == f'dlframe-run: {error}'
+        raise error
 
     @each(40, content=changed_bytes(trained[Path('manifest.json')]))
     def _(content):
@@ -1766,14 +1768,12 @@ def test_going_on_from_something_else(trained, run, good, monkeypatch, record_pr
     monkeypatch.undo()
     monkeypatch.setenv('RUNS_ROOT', str(tmp_path / 'runs'))
     monkeypatch.setenv('DLFRAME_PROGRESS', 'lines')
-    ends, places = (
-        Counter(),
-        [
-            p
-            for p in paths(good)
-            if len(p) < 3 and p[0] not in ('state_dict', 'counters', 'hyper_parameters')
-        ],
-    )
+    ends = Counter()
+    places = [
+        p
+        for p in paths(good)
+        if len(p) < 3 and p[0] not in ('state_dict', 'counters', 'hyper_parameters')
+    ]
 
     @each(
         30,
@@ -2014,10 +2014,8 @@ def test_names_of_folders(case, run, monkeypatch):
     "Of runs to load and to go on with, here and on W&B"
 
     def bring(name, folder, *_):
-        assert (
-            folder.resolve().is_relative_to((case.folder / 'runs/wandb').resolve())
-            and len(folder.relative_to(case.folder / 'runs/wandb').parts) == 3
-        )
+        assert folder.resolve().is_relative_to((case.folder / 'runs/wandb').resolve())
+        assert len(folder.relative_to(case.folder / 'runs/wandb').parts) == 3
         raise MissingFile(f'{name!r} must be on W&B')
 
     monkeypatch.setattr('dlframe.loading.download', bring)
@@ -2464,9 +2462,9 @@ def test_the_tests_see(how, tmp_path, monkeypatch):
         test_arguments_in_a_row,
         test_circles_and_depths,
     ):
-        with pytest.raises(Exception):
+        with pytest.raises(Exception):  # noqa: B017  it fails, in whatever way
             test(Cases(tmp_path))
-    with pytest.raises(Exception):
+    with pytest.raises(Exception):  # noqa: B017  it fails, in whatever way
         test_specifications(Cases(tmp_path), None)
 
 

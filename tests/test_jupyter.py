@@ -37,7 +37,9 @@ def pressed():
 
 class Slow(Evaluator):
     "The evaluation of that number goes on until the button was pressed, `most` times"
-    def __init__(self, number, most=1): super().__init__(); self.number, self.most, self.n = number, most, 0
+    def __init__(self, number, most=1):
+        super().__init__()
+        self.number, self.most, self.n = number, most, 0
     label = 'slow'
     def check(self, optimization): pass
     def __call__(self, optimization):
@@ -49,8 +51,12 @@ class Slow(Evaluator):
 
 def new_run(name, train_for='300 steps', evaluations=(), body=None, **options):
     seed_everything(0, verbose=False)
-    vae = VAE(body or encoder('mlp', (1, 8, 8), 3, [16]), decoder('mlp', 3, (1, 8, 8), [16]), prior('standard_normal', 3), settings['beta'])
-    return Run(Optimization(vae, images('digits')), train_for, [Evaluate(e, every) for e, every in evaluations], name, log_every='10 steps', **options)
+    q = body or encoder('mlp', (1, 8, 8), 3, [16])
+    p = decoder('mlp', 3, (1, 8, 8), [16])
+    vae = VAE(q, p, prior('standard_normal', 3), settings['beta'])
+    looks = [Evaluate(e, every) for e, every in evaluations]
+    optimization = Optimization(vae, images('digits'))
+    return Run(optimization, train_for, looks, name, log_every='10 steps', **options)
 """,
 ]
 
@@ -92,12 +98,10 @@ def shown(kernel, source):
 )
 def test_a_refusal_is_a_few_lines(kernel, source, said):
     lines = shown(kernel, source)
-    assert (
-        len(lines) <= 12
-        and said in lines[-1]
-        and lines[0].startswith('Cell In[')
-        and lines[1] == f'    {source}'
-    )
+    assert len(lines) <= 12
+    assert said in lines[-1]
+    assert lines[0].startswith('Cell In[')
+    assert lines[1] == f'    {source}'
     assert sum('dlframe/' in line for line in lines) == 1
 
 
@@ -114,11 +118,9 @@ run.fit()
 
 def test_a_shape_mismatch_is_on_one_screen(kernel):
     lines = shown(kernel, WRONG)
-    assert (
-        len(lines) <= 25
-        and 'must fit the data' in lines[-1]
-        and 'def forward(self, x): return self.net(x[..., :7])' in '\n'.join(lines)
-    )
+    assert len(lines) <= 25
+    assert 'must fit the data' in lines[-1]
+    assert 'def forward(self, x): return self.net(x[..., :7])' in '\n'.join(lines)
 
 
 def test_all_of_it_can_be_asked_for(kernel):
@@ -248,10 +250,8 @@ def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
         "steps')]).fit()",
         'evaluation 2',
     )
-    assert (
-        not error
-        and f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
-    )
+    assert not error
+    assert f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
     assert (runs / 'stopped/checkpoints/last.ckpt').exists() and not (
         runs / 'stopped/checkpoints/model.safetensors'
     ).exists()
@@ -306,11 +306,9 @@ def test_a_stop_during_the_last_evaluation_changes_nothing(kernel, runs):
     error, said = stop(
         kernel, "new_run('end', '10 steps', [(Slow(2), None)]).fit();", 'evaluation 2'
     )
-    assert (
-        not error
-        and said.count('evaluated') == 2
-        and (runs / 'end/checkpoints/model.safetensors').exists()
-    )
+    assert not error
+    assert said.count('evaluated') == 2
+    assert (runs / 'end/checkpoints/model.safetensors').exists()
     error, _ = stop(kernel, "print('asleep', flush=True); time.sleep(3600)", 'asleep')
     assert error.startswith('KeyboardInterrupt')
 

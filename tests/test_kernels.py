@@ -32,10 +32,8 @@ def test_every_epoch_is_looked_at(tmp_path, monkeypatch):
     )
     write_kernels(tmp_path / 'kernels__waves', {'conv': waves.astype(np.float32)})
     options = dict(kernel_size=3, stride=1, padding=0, activation='ELU')
-    q, p = (
-        Conditional(Conv((1, 7, 7), (16, 32, 32), **options), (2, 1, 1)),
-        Conditional(Deconv((2, 1, 1), (7, 7), (32, 32, 16), dense=False, **options), (1, 7, 7)),
-    )
+    q = Conditional(Conv((1, 7, 7), (16, 32, 32), **options), (2, 1, 1))
+    p = Conditional(Deconv((2, 1, 1), (7, 7), (32, 32, 16), dense=False, **options), (1, 7, 7))
     data = Kernels(str(tmp_path / 'kernels__waves'), 'conv')
     model = VAE(q, p, TRIP((2, 1, 1), components=8, rank=4))
     looks = [

@@ -24,7 +24,8 @@ CHILD = {CHILD!r}
 
 def child(lock, **how):
     "A process that holds a lock until it ends"
-    said = subprocess.Popen([sys.executable, '-c', CHILD, lock], stdout=subprocess.PIPE, **how).stdout
+    command = [sys.executable, '-c', CHILD, lock]
+    said = subprocess.Popen(command, stdout=subprocess.PIPE, **how).stdout
     assert said.readline() == b'has it\\n'
 """
 
@@ -36,17 +37,9 @@ def suite(tmp_path):
     def go(tests, *how):
         (tmp_path / 'test_inner.py').write_text(HEAD + tests)
         (tmp_path / 'pytest.ini').write_text('[pytest]\n')
-        words = [
-            '-p',
-            'conftest',
-            '-p',
-            'no:cacheprovider',
-            '--dist',
-            'loadfile',
-            *how,
-            tmp_path / 'test_inner.py',
-        ]
-        return run('python', '-m', 'pytest', *words, cwd=ROOT / 'tests').stdout
+        words = ['-p', 'conftest', '-p', 'no:cacheprovider', '--dist', 'loadfile', *how]
+        file = tmp_path / 'test_inner.py'
+        return run('python', '-m', 'pytest', *words, file, cwd=ROOT / 'tests').stdout
 
     return go
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-from dlframe.checkpoints import newest
 from experiment import (
     PAGE,
     attentive,
@@ -34,6 +33,7 @@ from torture import differences
 from tree import ROOT
 from tree import run as tool
 
+from dlframe.checkpoints import newest
 from dlframe.loading import load
 from dlframe.specs import Part
 from dlframe.status import recorded, state
@@ -157,10 +157,8 @@ def test_asked_to_go_under_papermill(number, home, metadata, tmp_path):
         home, RUNS_ROOT=tmp_path / 'runs', PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}', **slurm
     )
     env['PATH'] = f'{tmp_path / "slurm"}{os.pathsep}{env["PATH"]}'
-    run, words = (
-        tmp_path / 'runs/first',
-        [sys.executable, '-m', 'papermill', '--engine', 'dlframe', PAGE],
-    )
+    run = tmp_path / 'runs/first'
+    words = [sys.executable, '-m', 'papermill', '--engine', 'dlframe', PAGE]
     process = background(
         [
             *words,
@@ -186,12 +184,11 @@ def test_asked_to_go_under_papermill(number, home, metadata, tmp_path):
         'interrupted',
         number.name,
         newest(run)[1]['counters']['steps'],
-    ) and told['steps'] > 0
-    said = (tmp_path / 'out.ipynb').read_text('utf-8')
-    assert (
-        f'stopped after step {told["steps"]}, at ' in said
-        and f'of 36000 seconds; go on with: papermill … -p resume {run}\\n' in said
     )
+    assert told['steps'] > 0
+    said = (tmp_path / 'out.ipynb').read_text('utf-8')
+    assert f'stopped after step {told["steps"]}, at ' in said
+    assert f'of 36000 seconds; go on with: papermill … -p resume {run}\\n' in said
     asked_slurm = (
         (tmp_path / 'slurm/asked').read_text() if (tmp_path / 'slurm/asked').exists() else ''
     )
@@ -229,10 +226,8 @@ def test_asked_to_go_in_a_program(number, home, tmp_path, manifest):
         tmp_path,
     )
     status, sent = asked(process, tmp_path / 'runs/first', number)
-    assert (
-        status == 128 + number
-        and (tmp_path / 'runs/first/checkpoints/last.ckpt').stat().st_mtime > sent
-    )
+    assert status == 128 + number
+    assert (tmp_path / 'runs/first/checkpoints/last.ckpt').stat().st_mtime > sent
     assert 'Traceback' not in process.stdout.read()
 
 
@@ -340,13 +335,15 @@ from dlframe.callbacks import newest
 from dlframe.files import checksums, verify
 disk, trouble = Path(sys.argv[1]), sys.argv[4]
 os.environ['RUNS_ROOT'] = str(disk/'runs')
-changes = {'run.name': 'first', 'run.callbacks': [{'cls': 'test_lost.Fill', 'disk': str(disk), 'trouble': trouble, 'step': 12}]}
+fill = {'cls': 'test_lost.Fill', 'disk': str(disk), 'trouble': trouble, 'step': 12}
+changes = {'run.name': 'first', 'run.callbacks': [fill]}
 said = ''
 try: rerun(read(sys.argv[2]), changes, ['test_lost'])
 except OSError as e: said = str(e)
 run = disk/'runs/first'
 print('said:', said)
-print('step:', newest(run)[1]['counters']['steps'], verify(run/'metrics.csv').read_text()[-1:] == chr(10))
+whole = verify(run/'metrics.csv').read_text()[-1:] == chr(10)
+print('step:', newest(run)[1]['counters']['steps'], whole)
 test_lost.repair(disk, trouble)
 Run.resume(run, packages=['test_lost'])
 subprocess.run(['cp', '-r', run, sys.argv[5]], check=True)
@@ -496,12 +493,9 @@ def test_two_want_one_folder(manifest, home, tmp_path):
     ), said
     words = [sys.executable, '-m', 'dlframe.reruns', '--resume', run, 'run.train_for=30 steps']
     refused = start(*words, env=env, cwd=tmp_path)
-    assert (
-        refused.returncode == 1
-        and f'dlframe-run: `folder` must not be in use, got {run}, to which process {winner.pid} '
-        'on '
-        in refused.stderr
-    )
+    assert refused.returncode == 1
+    owner = f'to which process {winner.pid} on '
+    assert f'dlframe-run: `folder` must not be in use, got {run}, {owner}' in refused.stderr
     assert state(run) == 'running'
     winner.kill(), winner.communicate()
     assert state(run) == 'cut short'
@@ -648,11 +642,13 @@ for mask in 0o022, 0o002, 0o077:
     Run.resume(run.folder, '12 steps', ['torture'])
     add_results(run.folder, {'test/other': 1.}, ['torture'])
     export_hub(run.folder, root/'exported/model', packages=['torture'])
-    for url in None, f'sqlite:///{root}/record.db': optuna.create_study(storage=open_storage(root, url), study_name='s')
+    for url in None, f'sqlite:///{root}/record.db':
+        optuna.create_study(storage=open_storage(root, url), study_name='s')
     for path in [root, *root.rglob('*')]:
         seen += 1
         mode, right = stat.S_IMODE(path.stat().st_mode), (0o777 if path.is_dir() else 0o666) & ~mask
-        if mode != right: wrong.append(f'{path.relative_to(sys.argv[1])} {mode:o} must be {right:o}')
+        if mode == right: continue
+        wrong.append(f'{path.relative_to(sys.argv[1])} {mode:o} must be {right:o}')
 print(json.dumps([seen, wrong]))
 """
 

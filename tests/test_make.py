@@ -28,13 +28,10 @@ def refuses(line, *args, cwd, **kwargs):
 
 
 def test_old_python(copy, tmp_path):
-    old = program(
-        tmp_path / 'old',
-        f'''exec "{sys.executable}" -c "import sys; sys.version_info = (3, 8, 18); exec(sys.argv[1])" "$2"''',
-    )
-    refuses(
-        f'`{old}` is Python 3.8.18, and 3.10 or newer is needed', 'test', f'PYTHON={old}', cwd=copy
-    )
+    pretend = 'import sys; sys.version_info = (3, 8, 18); exec(sys.argv[1])'
+    old = program(tmp_path / 'old', f'exec "{sys.executable}" -c "{pretend}" "$2"')
+    line = f'`{old}` is Python 3.8.18, and 3.10 or newer is needed'
+    refuses(line, 'test', f'PYTHON={old}', cwd=copy)
 
 
 def test_no_python(copy):

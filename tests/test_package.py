@@ -59,10 +59,8 @@ def test_the_package_that_shares_those_releases_is_not_required():
     """`lightning` was released with the same code under the same versions: no requirement of ours
     brings it in
     """
-    found, new = (
-        set(),
-        [*required, *(Requirement(r).name for r in settings['dev_requirements'].split())],
-    )
+    found = set()
+    new = [*required, *(Requirement(r).name for r in settings['dev_requirements'].split())]
     while new:
         name = canonicalize_name(new.pop())
         if name in found:

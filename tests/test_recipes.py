@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dlframe.reruns import rerun
 from pytorch_lightning import seed_everything
 
 from dlframe.architectures import MLP, Conditional, decoder, discriminator, encoder, predictor
@@ -17,6 +16,7 @@ from dlframe.image_sets import Digits
 from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.priors import StandardNormalPrior, VampPrior
+from dlframe.reruns import rerun
 from dlframe.run import Run
 from dlframe.specs import build, spec
 from dlframe.vae import VAE
@@ -25,10 +25,10 @@ LIMITS = {'log_scale_limits': (-3, 1)}
 FLOOR = {'least_probability': 1e-5}
 
 
-def small_vae(init=None, of_encoder={}, of_decoder={}):
+def small_vae(init=None, of_encoder=None, of_decoder=None):
     seed_everything(3, verbose=False)
-    q = encoder('mlp', (1, 8, 8), 2, [8], activation='GLU', init=init, **of_encoder)
-    p = decoder('mlp', 2, (1, 8, 8), [8], activation='GLU', init=init, **of_decoder)
+    q = encoder('mlp', (1, 8, 8), 2, [8], activation='GLU', init=init, **(of_encoder or {}))
+    p = decoder('mlp', 2, (1, 8, 8), [8], activation='GLU', init=init, **(of_decoder or {}))
     return VAE(q, p, VampPrior(q, 3, mean=0.05, limits=(0, 1)))
 
 
@@ -164,9 +164,8 @@ def test_output_biases_of_an_adversarial_model():
     Optimization(gan, data, output_bias={'generator': 'x'})
     mean = (data['train'].tensors['x'].double() / 255).mean(0)
     started = gan.generator.head(torch.zeros(8)).mean.double()
-    torch.testing.assert_close(
-        started, mean.clamp(0.001, 0.999), rtol=0, atol=1e-6
-    )  # rounding of float32
+    # rounding of float32
+    torch.testing.assert_close(started, mean.clamp(0.001, 0.999), rtol=0, atol=1e-6)
 
 
 real = Path(find_device().data_root) / 'binarized_mnist.npz'

@@ -14,7 +14,6 @@ import optuna
 import pytest
 import torch
 import yaml
-from dlframe.trial_table import logged, newest_sweep, outcome, trials
 from experiment import Jupyter, code, environment, left, once, papermill, start
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -33,6 +32,7 @@ from dlframe.loggers import read_metrics
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
 from dlframe.run import Run
+from dlframe.trial_table import logged, newest_sweep, outcome, trials
 from dlframe.vae import VAE
 
 REPORT = 'nbs/experiments/sweep_report.ipynb'
@@ -54,8 +54,11 @@ from dlframe.vae import VAE
 
 for name, beta in zip(sys.argv[2::2], map(float, sys.argv[3::2])):
     seed_everything(0, verbose=False)
-    vae = VAE(encoder('mlp', (1, 8, 8), 4, [16]), decoder('mlp', 4, (1, 8, 8), [16]), prior('standard_normal', 4), beta)
-    run = Run(Optimization(vae, images('digits'), lr=.01), '4 epochs', [Evaluate(e, '2 epochs') for e in (Terms('valid'), ELBO('valid'), RateDistortion('valid'))], parameters={'beta': beta, 'z_dim': 4})
+    q, p = encoder('mlp', (1, 8, 8), 4, [16]), decoder('mlp', 4, (1, 8, 8), [16])
+    vae = VAE(q, p, prior('standard_normal', 4), beta)
+    optimization = Optimization(vae, images('digits'), lr=.01)
+    looks = [Evaluate(e('valid'), '2 epochs') for e in (Terms, ELBO, RateDistortion)]
+    run = Run(optimization, '4 epochs', looks, parameters={'beta': beta, 'z_dim': 4})
     run.place = Path(sys.argv[1])/name
     run.fit()
 """
@@ -160,21 +163,15 @@ def test_every_trial_is_a_row(sweep):
         'x7k2-0006': 'FloatingPointError: `loss` must be finite | <b>',
         'x7k2-0008': 'its folder is not there',
     }
-    assert (
-        table.attrs['parameters'] == ['beta', 'groups.encoder.lr']
-        and table.loc['x7k2-0006', 'groups.encoder.lr'] == 0.1
-    )
+    assert table.attrs['parameters'] == ['beta', 'groups.encoder.lr']
+    assert table.loc['x7k2-0006', 'groups.encoder.lr'] == 0.1
     for ended in 'finished', 'cut short':
         assert table['valid/elbo'][table['state'] == ended].is_monotonic_decreasing
-    assert (
-        table['state'].tolist()[:6] == ['finished'] * 6
-        and table.loc['x7k2-0008', 'valid/elbo'] == -29.5
-    )
-    assert (
-        table.loc['x7k2-0003', 'seconds'] == 90
-        and table.loc['x7k2-0003', 'notebook'] == 'x7k2-0003.ipynb'
-        and table.loc['x7k2-0005', 'notebook'] == ''
-    )
+    assert table['state'].tolist()[:6] == ['finished'] * 6
+    assert table.loc['x7k2-0008', 'valid/elbo'] == -29.5
+    assert table.loc['x7k2-0003', 'seconds'] == 90
+    assert table.loc['x7k2-0003', 'notebook'] == 'x7k2-0003.ipynb'
+    assert table.loc['x7k2-0005', 'notebook'] == ''
 
 
 def test_the_best_is_what_best_loads(sweep):
@@ -252,10 +249,8 @@ def test_a_better_value_that_is_not_finished(sweep, tmp_path, capsys):
     )
     capsys.readouterr()
     assert best(folder).folder.name == next(run for run in table.index if run in trained)
-    assert (
-        'x7k2-0005 (interrupted)' in (said := capsys.readouterr().out)
-        and 'x7k2-0007 (cut short)' in said
-    )
+    assert 'x7k2-0005 (interrupted)' in (said := capsys.readouterr().out)
+    assert 'x7k2-0007 (cut short)' in said
     assert best(folder, unfinished=True).folder.name in ('x7k2-0005', 'x7k2-0007')
 
 
@@ -320,21 +315,19 @@ def test_what_is_no_sweep(sweep, tmp_path):
 
 def test_a_thousand_trials(tmp_path):
     "In a few seconds, of 300 logged numbers each"
-    big, rows = (
-        tmp_path / 'big',
-        ''.join(
-            f'{split}/{q},{q_value},{s},{s / 10},{s * 128},{s / 7}\n'
-            for s in range(50)
-            for split in ('train', 'valid')
-            for q, q_value in (('loss', 3.0), ('elbo', -3.0), ('rate', 1.0))
-        ),
+    big = tmp_path / 'big'
+    rows = ''.join(
+        f'{split}/{q},{q_value},{s},{s / 10},{s * 128},{s / 7}\n'
+        for s in range(50)
+        for split in ('train', 'valid')
+        for q, q_value in (('loss', 3.0), ('elbo', -3.0), ('rate', 1.0))
     )
     for i in range(1000):
         (folder := big / f't-{i:04d}').mkdir(parents=True)
         (folder / 'metrics.csv').write_text(
             f'name,value,steps,epochs,samples,seconds\n{rows}valid/loss,{i / 1000},60,6,9,9\n'
         )
-        (folder / 'manifest.json').write_text('{"parameters": {"seed": %d}}' % i)
+        (folder / 'manifest.json').write_text(json.dumps({'parameters': {'seed': i}}))
         (folder / 'status.json').write_text('{"state": "finished"}')
     began = time.process_time()
     table = trials(big)
@@ -383,11 +376,10 @@ def test_report(sweep, home, tmp_path):
         '10 trials: 6 finished, 1 stopped early, 1 cut short, 1 failed, 1 waiting. By last '
         'values, the largest valid/elbo is'
     )
+    assert '](x7k2-0003.ipynb)' in said
     assert (
-        '](x7k2-0003.ipynb)' in said
-        and '[x7k2-0006](x7k2-0006.ipynb) | failed | FloatingPointError: \\`loss\\` must be '
-        'finite \\| &lt;b&gt; |'
-        in said
+        '[x7k2-0006](x7k2-0006.ipynb) | failed | FloatingPointError: \\`loss\\` must be '
+        'finite \\| &lt;b&gt; |' in said
     )
     assert f"model = best('{os.path.relpath(sweep, ROOT)}').model" in said
 
@@ -403,10 +395,8 @@ def test_report_of_a_sweep_that_has_just_begun(home, tmp_path):
         made.add_trial(create_trial(state=TrialState.RUNNING))
     good(papermill(REPORT, tmp_path / 'report.ipynb', environment(home), sweep=folder))
     said, pictures = shown(tmp_path / 'report.ipynb')
-    assert (
-        said.startswith('3 trials: 3 running. None has logged valid/loss yet.')
-        and said.count('trial 2') == 1
-    )
+    assert said.startswith('3 trials: 3 running. None has logged valid/loss yet.')
+    assert said.count('trial 2') == 1
     assert pictures == 0 and said.count('`table` must hold') == 6
 
 
@@ -476,10 +466,8 @@ def test_a_sweep_of_wandb(sweep, tmp_path):
     "It says what the folder says"
     with server() as s:
         on_wandb(s.stub, sweep)
-        name, env = (
-            f'{ENTITY}/test/sweeps/sweep1',
-            online(tmp_path, s.url, PATH=f'{BIN}:{os.environ["PATH"]}'),
-        )
+        name = f'{ENTITY}/test/sweeps/sweep1'
+        env = online(tmp_path, s.url, PATH=f'{BIN}:{os.environ["PATH"]}')
         said = json.loads(python(LOOK, name, home=tmp_path, url=s.url)[0].splitlines()[-1])
         good(
             start(
@@ -502,27 +490,20 @@ def test_a_sweep_of_wandb(sweep, tmp_path):
     report, pictures = shown(tmp_path / 'report.ipynb')
     here, best_here = trials(sweep).loc[list(trained)], trials(sweep, by='best').loc[list(trained)]
     order = [run for run in trials(sweep).index if run in trained]
-    assert (
-        said['runs'] == [*order, 'x7k2-0009']
-        and said['states'] == ['finished'] * 5 + ['failed']
-        and said['attrs']
-        == {
-            'sweep': name,
-            'metric': 'valid/elbo',
-            'goal': 'maximize',
-            'by': 'last',
-            'parameters': ['beta'],
-        }
-    )
-    assert (
-        said['last'] == here['valid/elbo'][order].tolist()
-        and said['best'] == best_here['valid/elbo'].sort_values(ascending=False).tolist()
-    )
-    assert (
-        said['seconds'] == 7
-        and said['folder'] == f'{ENTITY}/test/{order[0]}'
-        and said['loaded'] == order[0]
-    )
+    assert said['runs'] == [*order, 'x7k2-0009']
+    assert said['states'] == ['finished'] * 5 + ['failed']
+    assert said['attrs'] == {
+        'sweep': name,
+        'metric': 'valid/elbo',
+        'goal': 'maximize',
+        'by': 'last',
+        'parameters': ['beta'],
+    }
+    assert said['last'] == here['valid/elbo'][order].tolist()
+    assert said['best'] == best_here['valid/elbo'].sort_values(ascending=False).tolist()
+    assert said['seconds'] == 7
+    assert said['folder'] == f'{ENTITY}/test/{order[0]}'
+    assert said['loaded'] == order[0]
     assert pictures == 6 and report.startswith(
         '6 trials: 5 finished, 1 failed. By last values, the largest valid/elbo is'
     )
@@ -536,8 +517,16 @@ import json, sys
 from dlframe.loading import best
 from dlframe.trial_table import trials
 table, whole = trials(sys.argv[1]), trials(sys.argv[1], by='best')
-print(json.dumps({'runs': [*table.index], 'states': [*table['state']], 'attrs': table.attrs, 'last': table['valid/elbo'].dropna().tolist(), 'best': whole['valid/elbo'].dropna().tolist(),
-                  'seconds': table['seconds'].iloc[0], 'folder': table['folder'].iloc[0], 'loaded': best(sys.argv[1]).folder.name}))
+print(json.dumps({
+    'runs': [*table.index],
+    'states': [*table['state']],
+    'attrs': table.attrs,
+    'last': table['valid/elbo'].dropna().tolist(),
+    'best': whole['valid/elbo'].dropna().tolist(),
+    'seconds': table['seconds'].iloc[0],
+    'folder': table['folder'].iloc[0],
+    'loaded': best(sys.argv[1]).folder.name,
+}))
 """
 
 # The commands of the README

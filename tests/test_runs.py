@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from dlframe.reruns import rerun
 from experiment import environment
 
 from dlframe import run as run_module
@@ -19,9 +18,11 @@ from dlframe.callbacks import Evaluate
 from dlframe.evaluation import Terms
 from dlframe.image_sets import Digits, images
 from dlframe.loading import load
+from dlframe.manifests import _difference
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.run import Run, _changed, main
+from dlframe.reruns import rerun
+from dlframe.run import Run, main
 from dlframe.specs import Part, build, make, override, read, spec, write
 from dlframe.vae import VAE
 
@@ -140,11 +141,9 @@ def test_an_optimization_is_trained_once(root):
 def test_weights_of_an_earlier_run_are_noted(loaded, root, capsys):
     first = new_run(name='first').fit()
     trained = load(first.folder).model if loaded else first.optimization.model
-    whole, part, new = (
-        new_run(trained, name='whole'),
-        new_run(vae(encoder=trained.encoder), name='part'),
-        new_run(name='new'),
-    )
+    whole = new_run(trained, name='whole')
+    part = new_run(vae(encoder=trained.encoder), name='part')
+    new = new_run(name='new')
     noted = [
         read(run.fit().folder / 'manifest.json').get('started_from') for run in (part, whole, new)
     ]
@@ -323,9 +322,11 @@ from dlframe.vae import VAE
 from dlframe.loading import load
 class Own(VAE): pass
 GUARD
-    net = Own(encoder('mlp', (1, 8, 8), 2, [8]), decoder('mlp', 2, (1, 8, 8), [8]), prior('standard_normal', 2))
+    q, p = encoder('mlp', (1, 8, 8), 2, [8]), decoder('mlp', 2, (1, 8, 8), [8])
+    net = Own(q, p, prior('standard_normal', 2))
     run = Run(Optimization(net, images('digits')), '2 steps', name='NAME').fit()
-    for packages in '__main__', ['NAME'], __file__: assert isinstance(load(run.folder, packages=packages).model, Own)
+    for packages in '__main__', ['NAME'], __file__:
+        assert isinstance(load(run.folder, packages=packages).model, Own)
 """
 
 
@@ -543,7 +544,7 @@ def test_an_argument_that_an_earlier_release_did_not_have(value, same):
     "A trial that an earlier release began goes on, unless the new argument is used"
     now = spec(images('MNIST', split_folders=value))
     was = {k: v for k, v in now.items() if k != 'split_folders'}
-    assert ('split_folders' in now) and (_changed(was, now, 'data') is None) == same
+    assert ('split_folders' in now) and (_difference(was, now, 'data') is None) == same
 
 
 def test_a_rerun_is_listed_under_its_own_name():

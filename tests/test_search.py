@@ -1,8 +1,10 @@
-"""
-What a trial draws is distributed as W&B's own code draws it, who is stopped is stopped by W&B's own code, too.
+"""What a trial draws is distributed as W&B's own code draws it, who is stopped is stopped by W&B's
+own code, too
 
-W&B publishes its code as the package `sweeps`. Development requires 0.2.0, for 0.3.0 requires NumPy below 2, which newer Pythons do not have. Against 0.2.0 early termination is tested through an adapter, `wandb_stops`;
-with 0.3.0 installed, in an environment of its own, the same tests compare with it directly: `python -m pytest tests/test_search.py -k 'stops or values'`.
+W&B publishes its code as the package `sweeps`. Development requires 0.2.0, for 0.3.0 requires NumPy
+below 2, which newer Pythons do not have. Against 0.2.0 early termination is tested through an
+adapter, `wandb_stops`; with 0.3.0 installed, in an environment of its own, the same tests compare
+with it directly: `python -m pytest tests/test_search.py -k 'stops or values'`.
 """
 
 import inspect
@@ -434,8 +436,9 @@ def scenario(dice):
 
 
 def wandb_stops(goal, histories, running, rule, i=None):
-    """
-    Which runs does W&B stop? Version 0.3.0 is asked as it is. Version 0.2.0 looks at the value after the bracket and knows nothing of `strict`. Later versions look at the value at the bracket: this one does, too, of histories with one value more in front, the worst there is.
+    """Which runs does W&B stop? Version 0.3.0 is asked as it is. Version 0.2.0 looks at the value
+    after the bracket and knows nothing of `strict`. Later versions look at the value at the
+    bracket: this one does, too, of histories with one value more in front, the worst there is.
     Strict, of run `i`, is to compare just that value: so no other is left in its history.
     """
     if knows_strict:
@@ -447,12 +450,8 @@ def wandb_stops(goal, histories, running, rule, i=None):
             )
             for j, (h, r) in enumerate(zip(histories, running))
         ]
-        return {
-            int(r.name)
-            for r in hyperband_stop_runs(
-                runs, {'metric': {'name': 'loss', 'goal': goal}, 'early_terminate': dict(rule)}
-            )
-        }
+        config = {'metric': {'name': 'loss', 'goal': goal}, 'early_terminate': dict(rule)}
+        return {int(r.name) for r in hyperband_stop_runs(runs, config)}
     worst = 1e300 if goal == 'minimize' else -1e300
     seen = [[worst, *h] for h in histories]
     if i is not None:

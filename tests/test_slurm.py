@@ -8,13 +8,13 @@ import shutil
 import subprocess
 
 import pytest
-from dlframe.checkpoints import newest
 from experiment import environment, numbers, once, weights
 from slurm import StandIn, until
 from slurm import cluster as start_cluster
 from tree import ROOT
 from tree import run as tool
 
+from dlframe.checkpoints import newest
 from dlframe.status import state
 
 scripts = sorted((ROOT / 'scripts').glob('slurm_*.sh'))
@@ -39,14 +39,13 @@ def test_what_a_newcomer_must_change(script):
     """
     lines = script.read_text().splitlines()
     end = lines.index('set -eu')
-    options = [l for l in lines[:end] if l.startswith('#SBATCH')]
-    assert all(re.fullmatch(r'#SBATCH --[a-z-]+(=\S+)?', l) for l in options) and not any(
-        l.startswith('#SBATCH') for l in lines[end:]
-    )
+    options = [line for line in lines[:end] if line.startswith('#SBATCH')]
+    assert all(re.fullmatch(r'#SBATCH --[a-z-]+(=\S+)?', option) for option in options)
+    assert not any(line.startswith('#SBATCH') for line in lines[end:])
     marked = {
         re.match(r'(?:#SBATCH --|export )([\w-]+)', lines[i + 1])[1]
-        for i, l in enumerate(lines)
-        if l.startswith('# CHANGE: ')
+        for i, line in enumerate(lines)
+        if line.startswith('# CHANGE: ')
     }
     assert marked >= {'partition', 'gres', 'cpus-per-task', 'mem', 'time', 'PATH', 'DATA_ROOT'}
     assert {o.split('=')[0].removeprefix('#SBATCH --') for o in options} - marked == {
@@ -89,11 +88,9 @@ class Project:
     "A project's root, with programs of its own in `.venv`, and jobs that start there"
 
     def __init__(self, cluster, folder, **more):
-        self.cluster, self.folder, self.runs = (
-            cluster,
-            folder / 'a project',
-            folder / 'a project/runs',
-        )
+        self.cluster = cluster
+        self.folder = folder / 'a project'
+        self.runs = folder / 'a project/runs'
         shutil.copytree(ROOT / 'scripts', self.folder / 'scripts')
         (self.folder / 'nbs').symlink_to(ROOT / 'nbs')
         self.runs.mkdir()
@@ -180,9 +177,8 @@ def test_an_agent_that_fails(project):
 )
 def test_usage(script, usage, project):
     lines = said(project, project.sbatch(f'scripts/slurm_{script}.sh'), 'FAILED')
-    assert len(lines) == (4 if script == 'agents' else 1) and all(
-        f'usage: sbatch scripts/slurm_{script}.sh {usage}' in l for l in lines
-    )
+    assert len(lines) == (4 if script == 'agents' else 1)
+    assert all(f'usage: sbatch scripts/slurm_{script}.sh {usage}' in line for line in lines)
 
 
 def runs_started(project):
@@ -197,10 +193,8 @@ def runs_started(project):
         assert words[:4] == ['papermill', '--engine', 'dlframe', page] and words[-1] == '4 4'
         return [w.replace(f'-{job}.', '-7.') for w in words[4:-1]]
 
-    once, again = (
-        [f'{runs}/first.ipynb', *more, '-r', 'name', 'first'],
-        [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first'],
-    )
+    once = [f'{runs}/first.ipynb', *more, '-r', 'name', 'first']
+    again = [f'{runs}/first-7.0.ipynb', *more, '-r', 'name', 'first']
     assert (started('run'), started('requeue')) == (once, again)
     (runs / 'first').mkdir()
     # killed before there was a run; the page takes the folder
@@ -247,7 +241,7 @@ def told_in_time(project):
     assert (
         lines.count('told'),
         lines.count('again, with sweeps/grid.yaml'),
-        sum(l.startswith('again, with --engine dlframe nbs/') for l in lines),
+        sum(line.startswith('again, with --engine dlframe nbs/') for line in lines),
     ) == (5, 4, 1)
 
 
@@ -290,10 +284,8 @@ def test_a_run_that_is_requeued_ends_as_one_that_is_not(cluster, metadata, tmp_p
     """Told in the middle, as all of its step is, it saves and is queued again; then somebody takes
     its place; it goes on, and ends with the same numbers and weights, bit for bit
     """
-    project, length = (
-        Project(cluster, tmp_path, PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}'),
-        ['-p', 'train_for', '100 epochs', '-p', 'save_every', '1 second'],
-    )
+    project = Project(cluster, tmp_path, PYTHONPATH=f'{ROOT}{os.pathsep}{metadata}')
+    length = ['-p', 'train_for', '100 epochs', '-p', 'save_every', '1 second']
     cut, whole = project.runs / 'cut', project.runs / 'whole'
     job = project.sbatch('--cpus-per-task=1', 'scripts/slurm_requeue.sh', 'cut', *length)
 
@@ -315,8 +307,6 @@ def test_a_run_that_is_requeued_ends_as_one_that_is_not(cluster, metadata, tmp_p
     )
     first, last = ((project.runs / f'cut-{job}.{i}.ipynb').read_text() for i in (0, 2))
     assert f'stopped after step {told}, at ' in first and 0 < told < 1000
-    assert (
-        re.search(r'validation loss \S+ -> \S+ nats; everything', last)
-        and state(cut) == state(whole) == 'finished'
-    )
+    assert re.search(r'validation loss \S+ -> \S+ nats; everything', last)
+    assert state(cut) == state(whole) == 'finished'
     assert weights(cut) == weights(whole) and numbers(cut) == numbers(whole)

@@ -48,11 +48,9 @@ def test_there_are_sweeps():
 @each_file
 def test_it_says_what_it_asks(file):
     lines = file.read_text(encoding='utf-8').splitlines()
-    assert (
-        re.fullmatch(r'# [A-Z].+\?', lines[0])
-        and f'wandb sweep sweeps/{file.name},' in lines[1]
-        and f'dlframe-agent sweeps/{file.name} ' in lines[1]
-    )
+    assert re.fullmatch(r'# [A-Z].+\?', lines[0])
+    assert f'wandb sweep sweeps/{file.name},' in lines[1]
+    assert f'dlframe-agent sweeps/{file.name} ' in lines[1]
     assert len(lines) <= 25
 
 
@@ -137,10 +135,13 @@ from pathlib import Path
 from IPython.core.interactiveshell import InteractiveShell
 shell, root, found = InteractiveShell.instance(), Path(sys.argv[1]), {}
 for name, (program, changes) in json.load(sys.stdin).items():
-    cells = [''.join(c['source']) for c in json.loads((root/program).read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    page = json.loads((root/program).read_text(encoding='utf-8'))
+    cells = [''.join(c['source']) for c in page['cells'] if c['cell_type'] == 'code']
     fits = next(i for i, c in enumerate(cells) if '.fit()' in c)
     shell.reset(new_session=False)
-    for cell in [cells[0], '# Parameters\\n' + '\\n'.join(f'{k} = {v!r}' for k, v in changes.items()), *cells[1:fits + 1]]: shell.run_cell(cell, store_history=True).raise_error()
+    given = ['# Parameters', *(f'{k} = {v!r}' for k, v in changes.items())]
+    for cell in [cells[0], '\\n'.join(given), *cells[1:fits + 1]]:
+        shell.run_cell(cell, store_history=True).raise_error()
     rows = pd.read_csv(shell.user_ns['run'].folder/'metrics.csv')
     found[name] = rows['name'].value_counts().to_dict()
 print(json.dumps(found))
@@ -274,11 +275,9 @@ def test_command(file):
     """
     command = read(file).command
     check_executable(command, root)
-    assert (
-        command[:3] == ['${env}', 'sh', '-c']
-        and command[4:] == ['${program}', '-f', '${args_json_file}']
-        and not any('envvar' in c for c in command)
-    )
+    assert command[:3] == ['${env}', 'sh', '-c']
+    assert command[4:] == ['${program}', '-f', '${args_json_file}']
+    assert not any('envvar' in c for c in command)
 
 
 @pytest.mark.parametrize('runs', ['', 'else where'])
@@ -305,21 +304,16 @@ def test_the_shell_of_a_command(runs, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    said, folder = (
-        process.communicate()[0].splitlines(),
-        f'{tmp_path}/{runs}/swp' if runs else 'runs/swp',
-    )
-    assert (
-        said
-        == [
-            str(process.pid),
-            '--engine',
-            'dlframe',
-            'a page.ipynb',
-            f'{folder}/x7k2-0003.ipynb',
-            '-f',
-            'it is.json',
-        ]
-        and process.returncode == 3
-    )
+    said = process.communicate()[0].splitlines()
+    folder = f'{tmp_path}/{runs}/swp' if runs else 'runs/swp'
+    assert said == [
+        str(process.pid),
+        '--engine',
+        'dlframe',
+        'a page.ipynb',
+        f'{folder}/x7k2-0003.ipynb',
+        '-f',
+        'it is.json',
+    ]
+    assert process.returncode == 3
     assert (tmp_path / folder).is_dir() and len({read(f).command[3] for f in files}) == 1

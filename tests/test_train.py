@@ -396,10 +396,8 @@ def shared(tmp_path_factory, home, faces):
         yield Shared(kernel, to / 'runs')
 
 
-conv, deconv = (
-    dict(encoder='conv', encoder_widths=[8, 16]),
-    dict(decoder='deconv', decoder_widths=[16, 8]),
-)
+conv = dict(encoder='conv', encoder_widths=[8, 16])
+deconv = dict(decoder='deconv', decoder_widths=[16, 8])
 
 
 def face(target):
@@ -493,10 +491,8 @@ def test_runs_on_the_plane(shared):
     for beta in 0.1, 1.0:
         run = shared.train(f'beta {beta}', beta=beta)
     assert shared.evaluate(run)[0] == ''
-    assert (
-        "'beta 1.0'" in shared.kernel.cell('print(list(beside))')[1]
-        and int(shared.kernel.cell('print(len(beside))')[1]) >= 2
-    )
+    assert "'beta 1.0'" in shared.kernel.cell('print(list(beside))')[1]
+    assert int(shared.kernel.cell('print(len(beside))')[1]) >= 2
 
 
 def weights_of(run):
@@ -518,11 +514,9 @@ def last(run, name):
 def test_schedule(shared):
     "With a learning rate that falls to nothing after 5 steps, 20 steps lead where 5 do"
     schedule = {'StepLR': {'step_size': '5 steps', 'gamma': 0.0}}
-    short, long, without = (
-        shared.train('schedule 5', train_for='5 steps', schedule=schedule),
-        shared.train('schedule 20', schedule=schedule),
-        shared.train('no schedule'),
-    )
+    short = shared.train('schedule 5', train_for='5 steps', schedule=schedule)
+    long = shared.train('schedule 20', schedule=schedule)
+    without = shared.train('no schedule')
     assert manifest_of(long)['optimization']['schedule'] == schedule
     assert weights(short) == weights(long) != weights(without)
 
@@ -530,10 +524,8 @@ def test_schedule(shared):
 def test_groups(shared):
     "What does not learn is the same after 5 steps and after 20"
     groups = {'encoder': {'lr': 0.0}}
-    short, long = (
-        shared.train('groups 5', train_for='5 steps', groups=groups),
-        shared.train('groups 20', groups=groups),
-    )
+    short = shared.train('groups 5', train_for='5 steps', groups=groups)
+    long = shared.train('groups 20', groups=groups)
     assert manifest_of(long)['optimization']['groups'] == groups
     assert same(weights_of(short), weights_of(long), 'encoder') and not same(
         weights_of(short), weights_of(long), 'decoder'
@@ -543,10 +535,8 @@ def test_groups(shared):
 def test_weights(shared):
     "A weight of the rate is a beta, also for who loads the run"
     weighed, beta = shared.train('weighed', weights={'rate': 0.1}), shared.train('beta', beta=0.1)
-    assert (
-        manifest_of(weighed)['optimization']['weights'] == {'rate': 0.1}
-        and manifest_of(weighed)['model']['beta'] == 1.0
-    )
+    assert manifest_of(weighed)['optimization']['weights'] == {'rate': 0.1}
+    assert manifest_of(weighed)['model']['beta'] == 1.0
     assert weights(weighed) == weights(beta)
     assert [last(weighed, f'{split}/loss') for split in ('train', 'valid')] == [
         last(beta, f'{split}/loss') for split in ('train', 'valid')
@@ -558,10 +548,8 @@ def test_accumulate(shared):
     """Two gradients of half a batch are one of the whole: the networks start alike and learn alike,
     but for noise and rounding
     """
-    whole, pieces = (
-        shared.train('whole', model='classifier'),
-        shared.train('pieces', model='classifier', accumulate=2),
-    )
+    whole = shared.train('whole', model='classifier')
+    pieces = shared.train('pieces', model='classifier', accumulate=2)
     assert manifest_of(pieces)['optimization']['accumulate'] == 2
     assert last(pieces, 'valid/loss') == pytest.approx(last(whole, 'valid/loss'), rel=1e-4)
     assert weights(pieces) != weights(whole)  # sums in another order
@@ -582,10 +570,8 @@ def test_beta_over(shared):
 def test_resume(shared, home, faces):
     "Half the steps and then the other half are all of them, to the last bit"
     often = dict(evaluate_every='30 steps', log_every='30 steps')
-    half, whole = (
-        shared.train('half', train_for='30 steps', **often),
-        shared.train('all', train_for='60 steps', **often),
-    )
+    half = shared.train('half', train_for='30 steps', **often)
+    whole = shared.train('all', train_for='60 steps', **often)
     assert weights(half) != weights(whole)
     good(
         papermill(
@@ -604,10 +590,8 @@ def test_resume_for_longer_than_usual(shared):
     "What is asked for counts, also if it is what a new run gets that is asked for nothing"
     run = shared.train('short', train_for='1 epoch')
     shared.train('short', resume=str(run), train_for='100 epochs', evaluate_every='100 epochs')
-    assert (
-        manifest_of(run)['run']['train_for'] == '100 epochs'
-        and read_metrics(run)['epochs'].max() == 100
-    )
+    assert manifest_of(run)['run']['train_for'] == '100 epochs'
+    assert read_metrics(run)['epochs'].max() == 100
 
 
 OWN = 'from dlframe.vae import VAE\nclass Own(VAE): pass\n'
@@ -668,11 +652,11 @@ def test_gan(model, shared, home, tmp_path):
     )
     good(papermill(GAN, tmp_path / 'out.ipynb', env, model=model, name=model, **few))
     error, quantities = shared.evaluate(tmp_path / 'runs' / model, split='valid')
-    assert (
-        error == ''
-        and {'generator.loss' if model == 'GAN' else 'decoder.loss', 'discriminator.loss'}
-        <= quantities
-    )
+    assert error == ''
+    assert {
+        'generator.loss' if model == 'GAN' else 'decoder.loss',
+        'discriminator.loss',
+    } <= quantities
 
 
 def test_likelihoods_by_the_recipe_of_another_paper(home, tmp_path):
@@ -706,7 +690,7 @@ def test_likelihoods_by_the_recipe_of_another_paper(home, tmp_path):
     assert (
         float(model.beta()),
         model.prior.pseudo_inputs().shape,
-        [type(l).__name__ for l in model.encoder.body.layers],
+        [type(layer).__name__ for layer in model.encoder.body.layers],
     ) == (1.0, (7, 1, 8, 8), ['Linear', 'GLU'] * 2)
     assert (model.encoder.body.init, model.encoder.limits, model.decoder.limits[1]) == (
         'he',

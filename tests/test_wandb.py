@@ -28,7 +28,9 @@ def leave(folder, seed, steps):
     folder = Path(folder)
     (folder/'checkpoints').mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = VAE(encoder('mlp', (1, 4, 4), z_dim=2, widths=[8]), decoder('mlp', 2, (1, 4, 4), widths=[8]), prior('standard_normal', 2))
+    q = encoder('mlp', (1, 4, 4), z_dim=2, widths=[8])
+    p = decoder('mlp', 2, (1, 4, 4), widths=[8])
+    model = VAE(q, p, prior('standard_normal', 2))
     manifest = {**spec({'model': model}), 'parameters': {'seed': seed}}
     write(manifest, folder/'manifest.json')
     here = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}
@@ -40,14 +42,20 @@ def leave(folder, seed, steps):
         loggers.log('valid', Scalars({'loss': 10 - step + seed, 'rate': 1/3}), here)
         loggers.log('valid/elbo', Scalar(-1.5), here)
     figure, ax = plt.subplots(figsize=(1, 1))
-    others = {'samples': Image(torch.full((1, 4, 4), 7, dtype=torch.uint8)), 'plot': Figure(figure), 'table': Table(pd.DataFrame({'a': [1, 2]})), 'note': Text('a < b')}
+    others = {
+        'samples': Image(torch.full((1, 4, 4), 7, dtype=torch.uint8)),
+        'plot': Figure(figure),
+        'table': Table(pd.DataFrame({'a': [1, 2]})),
+        'note': Text('a < b'),
+    }
     for name, entry in others.items(): loggers.log(name, entry, here)
     loggers.finalize('success')
     safetensors.torch.save_model(model, str(folder/'checkpoints/model.safetensors'))
     torch.save({'state_dict': {}}, folder/'checkpoints/last.ckpt')
     loggers.close()
 
-for folder, seed, steps, more in json.loads(sys.argv[1]): # each in a process of its own; torch is imported once
+# each in a process of its own; torch is imported once
+for folder, seed, steps, more in json.loads(sys.argv[1]):
     if child := os.fork():
         if os.waitpid(child, 0)[1]: sys.exit(1)
         continue
@@ -212,7 +220,8 @@ def test_what_is_logged_arrives_and_is_loaded(tmp_path):
             assert (kept / run / f).read_bytes() == (home / 'runs' / folder / f).read_bytes()
     assert [p.name for p in kept.iterdir() if p.name[0] == '.'] == []
     assert said[10:] == said[:1]  # kept: W&B is not asked again
-    assert said[8] == left_out and said[9].startswith(
+    assert said[8] == left_out
+    assert said[9].startswith(
         "InvalidValue: `by` must be 'last' where the weights of the best moment were not kept: "
         'valid/loss of sweep1r2 was 12 at step 0, and is 7 with the weights of its end'
     )
@@ -240,7 +249,8 @@ def train(folder, plan):
     out = os.fdopen(os.dup(1), 'w')
     (folder/'checkpoints').mkdir(parents=True, exist_ok=True)
     (folder/'manifest.json').write_text('{}')
-    for i, name in enumerate(('said', 'complaints'), 1): os.dup2(os.open(folder/name, os.O_CREAT|os.O_WRONLY|os.O_APPEND), i)
+    for i, name in enumerate(('said', 'complaints'), 1):
+        os.dup2(os.open(folder/name, os.O_CREAT|os.O_WRONLY|os.O_APPEND), i)
     here = {'steps': 0, 'epochs': 0., 'samples': 0, 'seconds': 0.}
     for what, value in plan:
         began = time.monotonic()
@@ -253,15 +263,19 @@ def train(folder, plan):
             loggers.counters = lambda: here
             loggers.start(folder, {'parameters': {'seed': 0}}, 'test')
         elif what == 'wait': time.sleep(value)
-        elif what == 'kill': subprocess.run(['pkill', '-KILL', '-P', str(os.getpid()), 'wandb-core'], check=True)
+        elif what == 'kill':
+            subprocess.run(['pkill', '-KILL', '-P', str(os.getpid()), 'wandb-core'], check=True)
         elif what == 'log':
             for step in range(*value):
                 here.update(steps=step, epochs=step/100, samples=128*step, seconds=step/10)
                 loggers.log('valid', Scalars({'loss': 10 - step}), here)
-                if step%100 == 0: loggers.log('valid/picture', Image(torch.full((1, 4, 4), step%256, dtype=torch.uint8)), here)
+                if step%100: continue
+                picture = torch.full((1, 4, 4), step%256, dtype=torch.uint8)
+                loggers.log('valid/picture', Image(picture), here)
         else:
             loggers.finalize(value)
-            for name in 'model.safetensors', 'last.ckpt': (folder/'checkpoints'/name).write_bytes(name.encode()*100)
+            for name in 'model.safetensors', 'last.ckpt':
+                (folder/'checkpoints'/name).write_bytes(name.encode()*100)
             began = time.monotonic()
             loggers.close()
         print(folder.name, what, time.monotonic() - began, file=out, flush=True)
@@ -370,11 +384,9 @@ def test_training_does_not_mind_what_becomes_of_the_server(tmp_path):
     def plan(*middle, start='well'):
         return [('server', start), ('start', 0), ('log', (0, 250)), *middle, ('close', 'success')]
 
-    rest, troubles, again = (
-        ('log', (250, 500)),
-        ('gone', 'failing', 'silent'),
-        [('server', 'well'), ('start', 1), ('log', (400, 500))],
-    )
+    rest = ('log', (250, 500))
+    troubles = ('gone', 'failing', 'silent')
+    again = [('server', 'well'), ('start', 1), ('log', (400, 500))]
     plans = {t: plan(('wait', 0.5), ('server', t), rest) for t in troubles}
     plans |= {
         'at-start': plan(rest, start='silent'),
@@ -443,19 +455,23 @@ from dlframe.run import Run
 from dlframe.vae import VAE
 
 class Stop(pl.Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx): pl_module.asked_to_stop = pl_module.counters['steps'] == 13
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.asked_to_stop = pl_module.counters['steps'] == 13
 
 def new(name, logger):
     pl.seed_everything(0, verbose=False)
-    vae = VAE(encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16]), prior('standard_normal', 2))
-    return Run(Optimization(vae, images('digits')), '2 epochs', name=name, logger=logger, log_every='5 steps', project='test')
+    q, p = encoder('mlp', (1, 8, 8), 2, [16]), decoder('mlp', 2, (1, 8, 8), [16])
+    vae = VAE(q, p, prior('standard_normal', 2))
+    options = dict(name=name, logger=logger, log_every='5 steps', project='test')
+    return Run(Optimization(vae, images('digits')), '2 epochs', **options)
 
 if sys.argv[1] == 'go on': run = Run.resume(sys.argv[2])
 else:
     new('whole', 'files').fit()
     run = new('stopped', 'wandb')
     run.callbacks.append(Stop())
-    run.manifest = lambda make=run.manifest: (run.callbacks.clear(), make())[1] # nobody else's run has it
+    # nobody else's run has it
+    run.manifest = lambda make=run.manifest: (run.callbacks.clear(), make())[1]
     run.fit()
 """
 

@@ -12,13 +12,13 @@ import time
 import pytest
 import test_wandb
 import yaml
-from dlframe.checkpoints import newest
 from experiment import attentive, go, numbers, once, statuses, stayed, trial_page
 from limits import PATIENCE
 from tree import BIN, ROOT
 from tree import run as tool
 from wandb_stub import ENTITY, server
 
+from dlframe.checkpoints import newest
 from dlframe.status import recorded, state
 
 # `wandb`, whose agent looks more often
@@ -42,13 +42,11 @@ class Sweeps:
     "A folder with a notebook, and a server of W&B"
 
     def __init__(self, home, metadata, service):
-        self.home, self.server, self.stub, self.runs, self.started = (
-            home,
-            service,
-            service.stub,
-            home / 'runs',
-            [],
-        )
+        self.home = home
+        self.server = service
+        self.stub = service.stub
+        self.runs = home / 'runs'
+        self.started = []
         self.env = test_wandb.environment(
             home,
             service.url,
@@ -165,11 +163,9 @@ def test_two_trials_of_the_page(sweeps):
         assert told['parameters']['lr'] == told['optimization']['lr'] == lr and {
             *statuses(sweeps.notebook(i))
         } == {'completed'}
-        assert (
-            sweeps.run(i)['sweep'] == 'sweep1'
-            and sweeps.run(i)['files']['metrics.csv']
-            == (sweeps.folder(i) / 'metrics.csv').read_bytes()
-        )
+        assert sweeps.run(i)['sweep'] == 'sweep1'
+        written = (sweeps.folder(i) / 'metrics.csv').read_bytes()
+        assert sweeps.run(i)['files']['metrics.csv'] == written
     elsewhere = sweeps.home / 'elsewhere'
     elsewhere.mkdir()
     asked = [f"load('{ENTITY}/test/sweep1r0')", f"best('{ENTITY}/test/sweeps/sweep1')"]
@@ -191,10 +187,8 @@ def test_a_trial_that_fails(engine, fails, ended, sweeps):
     "In training, and in the last assertion, after W&B was told that the run is finished"
     sweeps.end(sweeps.start(sweeps.file(engine=engine), {'fails': fails, 'logger': 'wandb'}))
     assert sweeps.states() == ['failed'] and sweeps.run(0)['ended'] == ended
-    assert (
-        state(sweeps.folder(0)) == {'training': 'failed', 'late': 'finished'}[fails]
-        and 'W&B knows that this trial has failed' in sweeps.notebook(0).read_text()
-    )
+    assert state(sweeps.folder(0)) == {'training': 'failed', 'late': 'finished'}[fails]
+    assert 'W&B knows that this trial has failed' in sweeps.notebook(0).read_text()
 
 
 def test_a_trial_that_fails_before_there_is_a_run(sweeps):
@@ -202,10 +196,8 @@ def test_a_trial_that_fails_before_there_is_a_run(sweeps):
     is killed
     """
     sweeps.end(sweeps.start(sweeps.file(), {'fails': 'early'}, {'lr': 'many'}, {'fails': 'killed'}))
-    assert (
-        sweeps.states() == ['failed'] * 3
-        and [sweeps.run(i)['ended'] for i in range(3)] == [[1]] * 3
-    )
+    assert sweeps.states() == ['failed'] * 3
+    assert [sweeps.run(i)['ended'] for i in range(3)] == [[1]] * 3
 
 
 def test_a_trial_that_is_stopped(sweeps):
@@ -286,10 +278,8 @@ def test_a_trial_without_a_server(sweeps):
         sweeps.folder(0)
     ) == numbers(sweeps.folder(1))
     for i in range(2):
-        assert (
-            'send it later with `' in sweeps.notebook(i).read_text()
-            and 'wandb sync' in sweeps.notebook(i).read_text()
-        )
+        assert 'send it later with `' in sweeps.notebook(i).read_text()
+        assert 'wandb sync' in sweeps.notebook(i).read_text()
     assert (len(sweeps.run(1)['history']) > 0) and not sweeps.run(0)['history']
 
 
@@ -319,7 +309,5 @@ def test_a_failure_that_cannot_be_told(sweeps):
         text=True,
         capture_output=True,
     )
-    assert (
-        r.returncode == 1
-        and r.stderr.splitlines()[-1] == "ParameterError: `lr` must be of type float, got 'many'"
-    )
+    assert r.returncode == 1
+    assert r.stderr.splitlines()[-1] == "ParameterError: `lr` must be of type float, got 'many'"

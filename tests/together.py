@@ -51,11 +51,8 @@ class Fail(Part, pl.Callback):
         self.step, self.rank = step, rank
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (
-            pl_module.counters['steps'] == self.step
-            and trainer.global_rank == self.rank
-            and not trainer.ckpt_path
-        ):
+        here = pl_module.counters['steps'], trainer.global_rank
+        if here == (self.step, self.rank) and not trainer.ckpt_path:
             raise OSError('the cable')
 
 
@@ -71,7 +68,7 @@ class Noise(Part, pl.Callback):
         Path(trainer.logger.folder, f'noise-{trainer.global_rank}').write_text(self.drawn)
 
 
-def new(model, devices, train_for, optimization={}, **options):
+def new(model, devices, train_for, optimization=None, **options):
     pl.seed_everything(0, verbose=False)
     strategy = {'strategy': 'ddp'} if devices > 1 else {}
     options = {
@@ -80,39 +77,24 @@ def new(model, devices, train_for, optimization={}, **options):
         'trainer': {'accelerator': 'cpu', 'devices': devices, **strategy},
         **options,
     }
-    return Run(
-        Optimization(model(), images('digits'), **{'lr': 0.01, **optimization}),
-        train_for,
-        **options,
-    )
+    settings = {'lr': 0.01, **(optimization or {})}
+    return Run(Optimization(model(), images('digits'), **settings), train_for, **options)
 
 
 def train(devices):
     """1197 rows in batches of 199, the last of 3: uneven shares, and at last fewer pieces than
     `accumulate`
     """
-    new(
-        classifier,
-        devices,
-        '3 epochs',
-        {'batch_size': 199, 'optimizer': 'SGD', 'lr': 0.5, 'momentum': 0.9, 'accumulate': 2},
-        name='classifier',
-    ).fit()
-    new(
-        gan,
-        devices,
-        '12 steps',
-        {'players': {'discriminator': {'steps': 2}}},
-        name='gan',
-        evaluations=[],
-    ).fit()
+    sgd = {'batch_size': 199, 'optimizer': 'SGD', 'lr': 0.5, 'momentum': 0.9, 'accumulate': 2}
+    new(classifier, devices, '3 epochs', sgd, name='classifier').fit()
+    twice = {'players': {'discriminator': {'steps': 2}}}
+    new(gan, devices, '12 steps', twice, name='gan', evaluations=[]).fit()
     new(vae, devices, '0.3 seconds', name='seconds', evaluations=[]).fit()
     settings = dict(save_every='5 steps', callbacks=[Noise()])
     new(vae, devices, '18 steps', name='whole', **settings).fit()
     new(vae, devices, '12 steps', name='half', **settings).fit()
-    resumed = Run.resume(
-        new(vae, devices, '1 step', name='half').folder, '18 steps', packages=['together']
-    )
+    half = new(vae, devices, '1 step', name='half').folder
+    resumed = Run.resume(half, '18 steps', packages=['together'])
     print(f'folder {resumed.folder}', flush=True)
 
 

@@ -1,8 +1,11 @@
-"""Runs that are killed again and again, and must end as those that never were: `python tests/torture.py` kills a hundred times and reports
+"""Runs that are killed again and again, and must end as those that never were: `python
+tests/torture.py` kills a hundred times and reports
 
-Kills are real: SIGKILL of a process that trains, at a random time, or just before a call that changes a file (the seventh of the run, say), in the middle of
-writing a checkpoint, in the middle of an evaluation. Then the run is resumed, and killed again. In the end its metrics.csv, its weights, and all that is in
-its last checkpoint (optimizers, schedules, random generators, triggers, the position in the data) are compared, bit by bit, with those of a run that was left alone.
+Kills are real: SIGKILL of a process that trains, at a random time, or just before a call that
+changes a file (the seventh of the run, say), in the middle of writing a checkpoint, in the middle
+of an evaluation. Then the run is resumed, and killed again. In the end its metrics.csv, its
+weights, and all that is in its last checkpoint (optimizers, schedules, random generators, triggers,
+the position in the data) are compared, bit by bit, with those of a run that was left alone.
 """
 
 import argparse
@@ -22,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from dlframe.checkpoints import newest
 from torch import nn
 
 from dlframe.architectures import MLP, Conditional, decoder, encoder, predictor
 from dlframe.callbacks import Evaluate, StopEarly
+from dlframe.checkpoints import newest
 from dlframe.classifier import Classifier
 from dlframe.data import Data, Items
 from dlframe.evaluation import Evaluator, PriorSamples, Terms
@@ -425,13 +428,11 @@ class Report:
     "How often, and what came of it"
 
     def __init__(self):
-        self.kills, self.resumes, self.runs, self.lost, self.different = (
-            Counter(),
-            0,
-            Counter(),
-            [],
-            [],
-        )
+        self.kills = Counter()
+        self.resumes = 0
+        self.runs = Counter()
+        self.lost = []
+        self.different = []
 
     def __str__(self):
         lines = [
@@ -512,7 +513,7 @@ def torture(kind, root, kills, report, rng, most=6):
     while done < kills:
         place, here = root / 'runs' / f'{kind}-{report.runs[kind]}', 0
         report.runs[kind] += 1
-        for life in range(100):
+        for _ in range(100):
             way, wound = ('time', None) if rng.random() < 0.5 else wounds(*numbers, rng)
             if here >= most or done >= kills:
                 way, wound = None, None

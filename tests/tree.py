@@ -39,13 +39,11 @@ def run(*cmd, cwd=ROOT, first=BIN):
 
 def git(cwd, *args):
     "Lines of a git command's answer"
-    r = subprocess.run(
-        ['git', '-c', 'safe.directory=*', *args, '-z'], cwd=cwd, text=True, capture_output=True
-    )
+    command = ['git', '-c', 'safe.directory=*', *args, '-z']
+    r = subprocess.run(command, cwd=cwd, text=True, capture_output=True)
     if r.returncode:
-        pytest.skip(
-            f'not a git checkout, so which files belong to it is unknown: {r.stderr.strip()}'
-        )
+        why = r.stderr.strip()
+        pytest.skip(f'not a git checkout, so which files belong to it is unknown: {why}')
     return sorted({f for f in r.stdout.split('\0') if f})
 
 
@@ -65,9 +63,6 @@ def copy_tree(to):
 
 def changed(copy):
     "Files of a copy that differ from what was copied, new ones too"
-    return sorted(
-        {
-            *git(copy, 'diff', '--name-only'),
-            *git(copy, 'ls-files', '--others', '--exclude-standard'),
-        }
-    )
+    differ = git(copy, 'diff', '--name-only')
+    new = git(copy, 'ls-files', '--others', '--exclude-standard')
+    return sorted({*differ, *new})

@@ -1,4 +1,5 @@
-"""Stands for a notebook where many trials are needed: it logs a value every few hundredths of a second, goes on where its table ends, and tells of each start
+"""Stands for a notebook where many trials are needed: it logs a value every few hundredths of a
+second, goes on where its table ends, and tells of each start
 
 python trial.py STEPS JSON
 """
@@ -22,7 +23,7 @@ def tell(what, **more):
         f.write(json.dumps({what: made, 'process': os.getpid(), **more}) + '\n')
 
 
-alone = open(run / 'alone', 'a')
+alone = open(run / 'alone', 'a')  # noqa: SIM115  locked until this process ends
 try:
     fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
@@ -38,12 +39,11 @@ def stop(number, frame):
 
 signal.signal(signal.SIGTERM, stop)
 
-for made in range(made, int(sys.argv[1])):
+first = made
+for made in range(first, int(sys.argv[1])):
+    head = '' if made else 'name,value,steps\n'
     with open(table, 'a') as f:
-        f.write(
-            ('name,value,steps\n' if not made else '')
-            + f'valid/loss,{config["beta"] + 1 / (1 + made)},{made}\n'
-        )
+        f.write(f'{head}valid/loss,{config["beta"] + 1 / (1 + made)},{made}\n')
     time.sleep(0.03)
 made += 1
 tell('end')

@@ -22,15 +22,13 @@ class Stub:
     "What the server knows"
 
     def __init__(self):
-        self.runs, self.asked, self.unknown, self.refuses, self.trouble, self.last, self.lock = (
-            {},
-            [],
-            [],
-            False,
-            None,
-            None,
-            threading.RLock(),
-        )
+        self.runs = {}
+        self.asked = []
+        self.unknown = []
+        self.refuses = False
+        self.trouble = None
+        self.last = None
+        self.lock = threading.RLock()
         self.sweeps, self.agents, self.queue, self.stopped, self.given = {}, {}, [], set(), []
 
     def run(self, project, name):
@@ -124,11 +122,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer()
 
     def graphql(self, stub, request):
-        name, variables = (
+        name = (
             request.get('operationName')
-            or re.search(r'(?:query|mutation)\s+(\w+)', request['query'])[1],
-            request.get('variables') or {},
+            or re.search(r'(?:query|mutation)\s+(\w+)', request['query'])[1]
         )
+        variables = request.get('variables') or {}
         stub.asked.append(name)
         if name in resolvers:
             self.answer({'data': resolvers[name](stub, variables, self.server.url)})
@@ -203,10 +201,8 @@ def UpsertBucket(stub, v, url):
     run['config'].update(json.loads(v.get('config') or '{}'))
     if run['state'] != 'preempting':
         run['state'] = 'running'
-    run['displayName'], run['sweep'] = (
-        v.get('displayName') or run['displayName'],
-        v.get('sweep') or run['sweep'],
-    )
+    run['displayName'] = v.get('displayName') or run['displayName']
+    run['sweep'] = v.get('sweep') or run['sweep']
     return {'upsertBucket': {'inserted': new, 'bucket': bucket(run)}}
 
 
@@ -346,10 +342,8 @@ def Heartbeat(stub, v, url):
     what is in `stub.queue`, a configuration each; when nothing is left it may go
     """
     agent, active = stub.agents[v['id']], {*json.loads(v['runState'])}
-    mine, sweep = (
-        {name: stub.runs[agent['project'], name] for name in agent['runs']},
-        agent['sweep'],
-    )
+    mine = {name: stub.runs[agent['project'], name] for name in agent['runs']}
+    sweep = agent['sweep']
     for name in mine.keys() - active:
         # without a word
         if mine[name]['state'] in ('pending', 'running'):
@@ -392,10 +386,8 @@ def give_out(stub, agent, name):
 
 def ended_early(stub, sweep):
     "The runs that W&B's own rule would end, by what has arrived of their histories"
-    config, runs = (
-        yaml.safe_load(stub.sweeps[sweep]),
-        [r for r in stub.runs.values() if r['sweep'] == sweep],
-    )
+    config = yaml.safe_load(stub.sweeps[sweep])
+    runs = [r for r in stub.runs.values() if r['sweep'] == sweep]
     if 'early_terminate' not in config:
         return set()
     with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 # make test      everything: notebooks, tests, the gate; ARGS goes to pytest
 # make bench     images per second beside a bare loop
 # make torture   kill runs a hundred times and more, resume them, compare; ARGS="--kills 300"
-# make prepare   before a commit: export, clean, README
+# make prepare   before a commit: format, lint, export, clean, README
 # make docs      the pages, in _docs (needs Quarto)
 # PYTHON=python3.12 make … chooses the Python; UV_TORCH_BACKEND=cpu takes the small torch where uv is installed.
 PYTHON ?= python3
@@ -38,7 +38,10 @@ torture:
 	@$(IN) OMP_NUM_THREADS=1 PYTHONPATH=. python tests/torture.py $(ARGS)
 
 prepare:
+	@$(IN) ruff check --fix nbs tests benchmarks scripts setup.py
+	@$(IN) ruff format nbs tests benchmarks scripts setup.py
 	@$(IN) nbdev-export
+	@$(IN) ruff format dlframe
 	@$(IN) nbdev-clean
 	@$(IN) python scripts/readme.py
 

@@ -38,8 +38,28 @@ def tagged(copy):
     return found
 
 
+SOURCES = ['nbs', 'tests', 'benchmarks', 'scripts', 'setup.py']
+
+
 def test_export_leaves_no_difference(copy):
-    must_change_nothing('nbdev-export', cwd=copy)
+    must_run('nbdev-export', cwd=copy)
+    must_change_nothing('ruff', 'format', 'dlframe', cwd=copy)
+
+
+def test_format_leaves_no_difference(copy):
+    must_change_nothing('ruff', 'format', *SOURCES, cwd=copy)
+
+
+def test_lint():
+    r = run('ruff', 'check', '--no-cache', 'dlframe', *SOURCES, cwd=ROOT)
+    assert not r.returncode, r.stdout
+
+
+def test_lint_finds_a_fault(tmp_path):
+    "The rules are those of the project, for a file of its own"
+    (tmp_path / 'fault.py').write_text('import os\nvalue = None\nprint(value == None)\n')
+    r = run('ruff', 'check', '--config', ROOT / 'pyproject.toml', tmp_path, cwd=ROOT)
+    assert r.returncode == 1 and 'F401' in r.stdout and 'E711' in r.stdout
 
 
 def test_clean_leaves_no_difference(copy):

@@ -54,7 +54,6 @@ from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 from papermill.utils import nb_kernel_name, nb_language  # noqa: F401 - papermill asks for them
-from papermill.utils import nb_kernel_name, nb_language  # noqa: F401 - papermill asks for them
 
 from .files import save_whole
 from .notebooks import told

@@ -18,7 +18,8 @@ from dlframe.evaluation import Terms
 from dlframe.image_sets import images
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.run import Run, main
+from dlframe.reruns import main
+from dlframe.run import Run
 from dlframe.specs import write
 from dlframe.vae import VAE
 

@@ -42,8 +42,8 @@ from dlframe.loading import load
 from dlframe.optimization import Optimization
 from dlframe.parameter_checks import check_parameters, declaration, declared, passed, read_value
 from dlframe.priors import prior
-from dlframe.reruns import rerun
-from dlframe.run import Run, main
+from dlframe.reruns import main, rerun
+from dlframe.run import Run
 from dlframe.specs import build, find, override, parse, read, spec, write
 from dlframe.sweeps import read_sweep
 from dlframe.vae import VAE

@@ -329,7 +329,8 @@ import os, subprocess, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import test_lost
-from dlframe.run import Run, rerun
+from dlframe.run import Run
+from dlframe.reruns import rerun
 from dlframe.specs import read
 from dlframe.callbacks import newest
 from dlframe.files import checksums, verify
@@ -626,7 +627,8 @@ import optuna
 import torture
 from dlframe.evaluation import PriorSamples
 from dlframe.loading import export_hub
-from dlframe.run import Run, add_results
+from dlframe.reruns import add_results
+from dlframe.run import Run
 from dlframe.trials import open_storage
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 wrong, seen = [], 0

@@ -21,8 +21,8 @@ from dlframe.loading import load
 from dlframe.manifests import _difference
 from dlframe.optimization import Optimization
 from dlframe.priors import prior
-from dlframe.reruns import rerun
-from dlframe.run import Run, main
+from dlframe.reruns import main, rerun
+from dlframe.run import Run
 from dlframe.specs import Part, build, make, override, read, spec, write
 from dlframe.vae import VAE
 

@@ -26,6 +26,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -127,7 +128,7 @@ def check_processes(
     trainer: pl.Trainer,  # Lightning's
 ) -> None:
     "Raise `InvalidValue` if this program can start no further processes"
-    strategy = trainer.strategy
+    strategy: Any = trainer.strategy
     method = getattr(strategy, '_start_method', 'popen')
     if is_forked(trainer) and torch.cuda.is_initialized():
         raise InvalidValue(

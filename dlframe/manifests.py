@@ -217,13 +217,13 @@ def first_difference(
     after: Mapping,  # Manifest of a run that would take this folder
 ) -> Difference | None:
     "Compare the parts of two manifests, and the parameters that both have"
-    before, after = _comparable(before), _comparable(after)
-    common = set(before.get('parameters') or {}) & set(after.get('parameters') or {})
-    for manifest in before, after:
+    one, other = _comparable(before), _comparable(after)
+    common = set(one.get('parameters') or {}) & set(other.get('parameters') or {})
+    for manifest in one, other:
         parameters = manifest.get('parameters') or {}
         manifest['parameters'] = {k: v for k, v in parameters.items() if k in common}
     for part in 'model', 'data', 'optimization', 'run', 'parameters':
-        found = _difference(before.get(part), after[part], part)
+        found = _difference(one.get(part), other[part], part)
         if found:
             return found
     return None

@@ -45,7 +45,7 @@ def rerun(
             f'{shortened(", ".join(map(str, manifest)))}'
         )
     parent = manifest
-    unnamed = override(parent, {'run.name': None}, packages)
+    unnamed = override(dict(parent), {'run.name': None}, packages)
     manifest = changed_manifest(unnamed, changes or {}, packages)
     if not isinstance(manifest['run'], Mapping):
         raise InvalidValue(f'`run` must be a specification, got {shown(manifest["run"])}')
@@ -133,33 +133,33 @@ def main(
     argv: Sequence[str] | None = None,  # The words of the command line, without its name
 ) -> None:
     "`dlframe-run`: train what a manifest describes, with changes"
-    args = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         'dlframe-run', description='Train what a manifest describes, under a new name.'
     )
-    args.add_argument(
+    parser.add_argument(
         'manifest',
         help='a manifest.json of a run, or one written by hand, JSON or YAML; with --resume the '
         'folder of a run',
     )
-    args.add_argument(
+    parser.add_argument(
         'changes',
         nargs='*',
         metavar='path=value',
         help='for example model.beta=0.2 run.name=low-beta',
     )
-    args.add_argument(
+    parser.add_argument(
         '--package',
         action='append',
         default=[],
         help='a package, or a file like train.py, to trust besides dlframe, torch, torchvision '
         'and Lightning',
     )
-    args.add_argument(
+    parser.add_argument(
         '--resume',
         action='store_true',
         help='go on with a run in its folder; run.train_for may be changed',
     )
-    args = args.parse_args(argv)
+    args = parser.parse_args(argv)
     # last, so that no file of this folder stands in for a library
     sys.path.append(os.getcwd())
     try:

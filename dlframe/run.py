@@ -370,7 +370,7 @@ class Training:
         plugins = [WholeFiles(run.folder)]
         trainer = make_trainer(run.trainer, model, run.folder, run.logger, callbacks, plugins)
         if watched() and 'ipykernel' in sys.modules and not is_forked(trainer):
-            trainer.callbacks.append(LiveCurves())
+            _callbacks(trainer).append(LiveCurves())
         return trainer
 
     def begin(self) -> None:
@@ -518,7 +518,7 @@ class Training:
     ) -> dict:  # Plain data; empty for a run without results
         "Return the numbers of the tests, and the reason of an early end"
         counters, end = self.run.optimization.counters, self.run.train_for
-        tests = next((c for c in trainer.callbacks if isinstance(c, FinalResults)), None)
+        tests = next((c for c in _callbacks(trainer) if isinstance(c, FinalResults)), None)
         numbers = tests.numbers if tests else {}
         found = {name: v for name, v in numbers.items() if not name.startswith('seconds/')}
         if counters[end.unit] < end.amount and (early := why_early(trainer)):
@@ -561,7 +561,11 @@ class Training:
         o.position = None
 
 
-_printed = set()
+_printed: set[str] = set()
+
+
+def _callbacks(trainer) -> list:
+    return trainer.callbacks
 
 
 def _print_once(line):
@@ -613,12 +617,16 @@ class ProcessSetup(pl.Callback):
 
 
 # %% ../nbs/56_run.ipynb #9d849923
+def _rank() -> int:
+    return getattr(rank_zero_only, 'rank', 0)  # set by Lightning
+
+
 @contextmanager
 def claimed(
     folder: Path,  # Of a run
 ) -> Iterator[FileLock | None]:  # `None` in the processes that do not write
     "Hold the lock on a run's folder; raises `InUse` if another process has it"
-    lock = claim(folder) if rank_zero_only.rank == 0 else None
+    lock = claim(folder) if _rank() == 0 else None
     try:
         yield lock
     finally:
@@ -649,7 +657,7 @@ def build_run(
     return run
 
 
-def _newest_checkpoint(folder):
+def _newest_checkpoint(folder) -> tuple[Path | None, dict]:
     "The newest good checkpoint of a run; `None` where the run was killed before its first"
     try:
         return newest(folder)

@@ -578,10 +578,11 @@ import sys
 from pathlib import Path
 import pytorch_lightning as pl
 import torture
+from dlframe.triggers import duration
 torture.machine(Path(sys.argv[1]))
 pl.seed_everything(0, verbose=False)
 run = torture.shared()
-run.train_for = torture.duration('9 steps')
+run.train_for = duration('9 steps')
 run.fit()
 print('{}')
 """
@@ -627,9 +628,11 @@ import optuna
 import torture
 from dlframe.evaluation import PriorSamples
 from dlframe.loading import export_hub
+from dlframe.loggers import logger
 from dlframe.reruns import add_results
 from dlframe.run import Run
 from dlframe.trials import open_storage
+from dlframe.triggers import duration
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 wrong, seen = [], 0
 for mask in 0o022, 0o002, 0o077:
@@ -638,7 +641,7 @@ for mask in 0o022, 0o002, 0o077:
     root.mkdir()
     torture.machine(root)
     run = torture.shared()
-    run.train_for, run.logger = torture.duration('9 steps'), torture.logger('tensorboard')
+    run.train_for, run.logger = duration('9 steps'), logger('tensorboard')
     run.evaluations.append(torture.Evaluate(PriorSamples(4), '4 steps'))
     run.fit()
     Run.resume(run.folder, '12 steps', ['torture'])

@@ -16,7 +16,6 @@ from .models import Model, check_parts
 from .ramps import Ramp, now, weight
 from .validation import InvalidValue, known, real
 
-
 # %% ../nbs/14_gan.ipynb #0cadc9b8
 class GAN(Model):
     "A generative adversarial network, with the non-saturating loss"
@@ -79,7 +78,6 @@ class GAN(Model):
         "What the generator makes of samples of the prior"
         return self.fake(n).detach()
 
-
 # %% ../nbs/14_gan.ipynb #c9c842bc
 def verdict(
     coin: Distribution,  # What the discriminator says, `[batch]`
@@ -100,7 +98,6 @@ def all_players(
         'loss': sum(t['loss'] for t in terms.values()),
         **{f'{p}.{k}': v for p, t in terms.items() for k, v in t.items()},
     }
-
 
 # %% ../nbs/14_gan.ipynb #af4415f5
 class VAEGAN(Model):
@@ -171,7 +168,6 @@ class VAEGAN(Model):
             2
         ).sum(1)
 
-
 # %% ../nbs/14_gan.ipynb #41da3132
 @patch
 def _encoder(self: VAEGAN, x):
@@ -209,7 +205,6 @@ def _discriminator(self: VAEGAN, x):
         + verdict(self.discriminator(again), False)
         + verdict(self.discriminator(made), False)
     }
-
 
 # %% ../nbs/14_gan.ipynb #1f4de20c
 @patch

@@ -18,7 +18,6 @@ from torch.distributions import Distribution, constraints
 from .distributions import DiagonalNormal
 from .validation import InvalidType, InvalidValue, shown, wholes
 
-
 # %% ../nbs/04_tensor_rings.ipynb #9eedb0cd
 class _Numbers:
     "Nonnegative matrices as numbers, up to a factor"
@@ -83,7 +82,6 @@ class _Numbers:
         "Their logarithms; the traces of padding are 0, and so are its weights"
         return log_weights + traces.clamp_min(torch.finfo(traces.dtype).tiny).log()
 
-
 # %% ../nbs/04_tensor_rings.ipynb #e69d164a
 def _pairing(n):
     """The order of `n` factors in which the first half goes before the second, one by one, and the
@@ -99,7 +97,6 @@ def _paired(rows):
     "The rows of a tensor in that order"
     rows = rows.unbind(0)
     return torch.stack([rows[k] for k in _pairing(len(rows))])
-
 
 # %% ../nbs/04_tensor_rings.ipynb #ee50262a
 def _precise(logs):
@@ -120,13 +117,11 @@ def _log_trace(matrices, arithmetic=_Numbers):
         logs = logs + _precise(log).sum(0)
     return logs + arithmetic.log_trace(*matrices)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e04
 def _reach(dtype, rank):
     "Largest difference of the logarithms of a core with which products in `dtype` are exact"
     numbers = torch.finfo(dtype)
     return (math.log(numbers.eps) - math.log(numbers.tiny) - math.log(rank)) / 3
-
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e07
 def _log_sum(logs, dim):
@@ -199,7 +194,6 @@ class _Logs:
     def log_masses(log_weights, traces):
         return log_weights + traces
 
-
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e10
 class _Largest(torch.autograd.Function):
     """Calls `receive` with `x`, `[n]`, as numbers; under `torch.func.vmap` with the largest of all
@@ -237,7 +231,6 @@ def _extremes(cores):
     high = torch.cat([row.detach().amax(1) for row in rows]).log()
     sums = high.amax() + math.log(max(map(len, cores)))
     return _largest(torch.stack([(high - low).amax(), torch.maximum(sums, -low.amin())]))
-
 
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
 class TensorRing(Distribution):
@@ -289,7 +282,6 @@ class TensorRing(Distribution):
     def __repr__(self):
         return f'TensorRing(sizes={self.sizes}, ranks={self.ranks})'
 
-
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e11
 @patch
 def _stacked(self: TensorRing):
@@ -309,7 +301,6 @@ def _representation(self: TensorRing, cores):
             return dtype, _Numbers
     return dtype, _Logs
 
-
 # %% ../nbs/04_tensor_rings.ipynb #9d847bf0
 @patch
 def _slices(self: TensorRing):
@@ -325,7 +316,6 @@ def _slices(self: TensorRing):
         cores = torch.stack(padded)
     return arithmetic, *arithmetic.rescaled(arithmetic.of(cores.to(dtype)))
 
-
 # %% ../nbs/04_tensor_rings.ipynb #fd0c644c
 def _log_mass(arithmetic, slices, log_weights):
     """Logarithm of the weighted sum over all indices, for `[m, n, d]` weights that hold the scale
@@ -333,7 +323,6 @@ def _log_mass(arithmetic, slices, log_weights):
     """
     matrices, logs = arithmetic.mixed(log_weights, slices)
     return _precise(logs).sum(0) + _log_trace(matrices, arithmetic)
-
 
 # %% ../nbs/04_tensor_rings.ipynb #ea253545
 @patch
@@ -353,14 +342,12 @@ def _log_ratio(self: TensorRing, rows, log_weights):
     ]
     return torch.cat(masses) - _log_mass(arithmetic, slices, scales)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #8706ea28
 @patch(as_prop=True)
 def log_normalizer(self: TensorRing) -> Tensor:  # `[]`
     r"$\log Z$: the logarithm of the sum of all masses"
     arithmetic, slices, scales = self._slices()
     return _log_mass(arithmetic, _paired(slices), _paired(scales)[:, None])[0].to(self.dtype)
-
 
 # %% ../nbs/04_tensor_rings.ipynb #1c80e26b
 @patch
@@ -380,7 +367,6 @@ def log_prob(
 
     found = self._log_ratio(index.reshape(-1, len(self.sizes)), picked)
     return found.reshape(index.shape[:-1]).to(self.dtype)
-
 
 # %% ../nbs/04_tensor_rings.ipynb #b61d0a10
 @patch
@@ -402,7 +388,6 @@ def _check_shape(argument, value, shape):
             f'`{argument}` must end in the shape {tuple(shape)}, got {tuple(value.shape)}'
         )
 
-
 # %% ../nbs/04_tensor_rings.ipynb #689143ff
 @patch
 def _weighted(self: TensorRing, evidence):
@@ -412,7 +397,6 @@ def _weighted(self: TensorRing, evidence):
     arithmetic, slices, scales = self._slices()
     logs = [scale + evidence[k] if k in evidence else scale for k, scale in enumerate(scales)]
     return arithmetic, slices, logs, [arithmetic.mixed(log, s)[0] for log, s in zip(logs, slices)]
-
 
 # %% ../nbs/04_tensor_rings.ipynb #62db3641
 def _products(matrices, arithmetic):
@@ -425,7 +409,6 @@ def _products(matrices, arithmetic):
     for matrix in matrices[:-1]:
         products.append(arithmetic.rescaled(arithmetic.times(products[-1], matrix))[0])
     return products
-
 
 # %% ../nbs/04_tensor_rings.ipynb #d373a4a8
 @patch
@@ -449,7 +432,6 @@ def _log_marginals(self: TensorRing):
 def marginals(self: TensorRing) -> list[Tensor]:  # `[d_k]` each
     "The probabilities of each index by itself"
     return [p[:d].exp().to(self.dtype) for p, d in zip(self._log_marginals(), self.sizes)]
-
 
 # %% ../nbs/04_tensor_rings.ipynb #6431e3a8
 @patch
@@ -481,7 +463,6 @@ def subring(
     ring.dtype = self.dtype
     return ring
 
-
 # %% ../nbs/04_tensor_rings.ipynb #95d2ead0
 def _check_dims(dims, m, what):
     dims = wholes('dims', dims, least=0)
@@ -493,7 +474,6 @@ def _check_dims(dims, m, what):
     if len(set(dims)) < len(dims):
         raise InvalidValue(f'`dims` must name different {what}, got {dims}')
     return dims
-
 
 # %% ../nbs/04_tensor_rings.ipynb #1e406b56
 @patch
@@ -512,7 +492,6 @@ def _draw(self: TensorRing, shape, evidence):
         tail = arithmetic.rescaled(arithmetic.times(s[drawn[..., 0]], tail))[0]
     return torch.cat(index[::-1], -1), torch.cat(log_probs, -1).sum(-1).to(self.dtype)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #8e4f028b
 @patch
 def sample(
@@ -523,7 +502,6 @@ def sample(
     with torch.no_grad():
         return self._draw(torch.Size(sample_shape), {})[0]
 
-
 # %% ../nbs/04_tensor_rings.ipynb #04e0dee7
 @patch
 def sample_with_log_prob(
@@ -533,7 +511,6 @@ def sample_with_log_prob(
 ) -> tuple[Tensor, Tensor]:
     "Multi-indices, and the logarithms of the probabilities with which they were drawn"
     return self._draw(torch.Size(sample_shape), {})
-
 
 # %% ../nbs/04_tensor_rings.ipynb #b274d4fd
 class RingMixture(Distribution):
@@ -581,7 +558,6 @@ class RingMixture(Distribution):
     def __repr__(self):
         return f'RingMixture({self.ring}, event_shape={tuple(self.event_shape)})'
 
-
 # %% ../nbs/04_tensor_rings.ipynb #1035cad5
 @patch
 def component(
@@ -597,7 +573,6 @@ def component(
     )
     return DiagonalNormal(loc, log_scale, len(self.event_shape), validate_args=False)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #7c5e3b8e
 @patch
 def sample(  # noqa: F811 - of another class
@@ -606,7 +581,6 @@ def sample(  # noqa: F811 - of another class
 ) -> Tensor:  # `[*sample_shape, *event_shape]`
     "A multi-index of the ring, and a draw of its normal"
     return self.component(self.ring.sample(sample_shape)).sample()
-
 
 # %% ../nbs/04_tensor_rings.ipynb #44025895
 @patch
@@ -641,7 +615,6 @@ def _rows(self: RingMixture, z):
         self._validate_sample(z)
     return z.reshape(*z.shape[: z.ndim - len(self.event_shape)], len(self.loc))
 
-
 # %% ../nbs/04_tensor_rings.ipynb #4f616a59
 @patch
 def log_marginal_prob(
@@ -661,7 +634,6 @@ def log_marginal_prob(
         torch.stack([z[..., i] for i in first], -1)
     )
 
-
 # %% ../nbs/04_tensor_rings.ipynb #7656e556
 @patch
 def log_marginals(
@@ -673,7 +645,6 @@ def log_marginals(
     log_densities = normals.log_prob(self._rows(z)[..., None])
     found = (self.ring._log_marginals() + log_densities).logsumexp(-1)
     return found.to(self._type_with(z))
-
 
 # %% ../nbs/04_tensor_rings.ipynb #753ffd96
 @patch
@@ -693,7 +664,6 @@ def mean(self: RingMixture) -> Tensor:  # `[*event_shape]`
 def variance(self: RingMixture) -> Tensor:  # `[*event_shape]`
     "The variance of each latent, exactly"
     return self._expected((2 * self.log_scale).exp() + (self.loc - self.mean.reshape(-1, 1)) ** 2)
-
 
 # %% ../nbs/04_tensor_rings.ipynb #2c9adffe
 @patch

@@ -17,7 +17,6 @@ from .models import Model, check_parts, require_density
 from .ramps import Ramp, now, weight
 from .validation import InvalidType, InvalidValue, known, whole
 
-
 # %% ../nbs/11_vae.ipynb #1cd3e83b
 class VAE(Model):
     "A variational autoencoder with any encoder, decoder and prior"
@@ -91,7 +90,6 @@ class VAE(Model):
         "The likelihood p(x|z)"
         return self.decoder(z)
 
-
 # %% ../nbs/11_vae.ipynb #b9e7d006
 @patch
 def rate(
@@ -104,7 +102,6 @@ def rate(
     if not self.sampled_rate:
         return kl(q, p, z)
     return (q if self.gradient == 'plain' else detached(q)).log_prob(z) - p.log_prob(z)
-
 
 # %% ../nbs/11_vae.ipynb #25468446
 @patch
@@ -130,7 +127,6 @@ def sample(
     p = self.decoder(self.prior().sample((n,)))
     return p.sample() if noise else centre(p)
 
-
 # %% ../nbs/11_vae.ipynb #36616f64
 @patch
 def log_weights(
@@ -142,7 +138,6 @@ def log_weights(
     q = self.encoder(x)
     z = q.rsample((n_samples,))
     return self.decoder(z).log_prob(x) + self.prior().log_prob(z) - q.log_prob(z)
-
 
 # %% ../nbs/11_vae.ipynb #b253950c
 @patch
@@ -165,7 +160,6 @@ def importance_weighted(
         'distortion': distortion.mean(0),
         'rate': rate.mean(0),
     }
-
 
 # %% ../nbs/11_vae.ipynb #c564ab75
 def gradient_factor(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from limits import HANGS, Watchdog, hang_guard
+from warm import Warm
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
@@ -47,7 +48,7 @@ def reason(report, most=12, width=300):
     return [line[:width] for line in lines[-most:]]
 
 
-kept = pytest.StashKey()
+kept, warm = pytest.StashKey(), pytest.StashKey()
 BEGUN = 'TESTS_BEGUN'  # The folder where the parallel processes note what they have begun
 
 
@@ -58,6 +59,7 @@ def pytest_configure(config):
     )
     begun = None if hasattr(config, 'workerinput') else tempfile.TemporaryDirectory()
     if begun:
+        config.stash[warm] = Warm().__enter__()
         os.environ[BEGUN] = begun.name
     config.stash[kept] = Watchdog(), os.dup(2), begun  # nothing is captured yet
     reporter = config.pluginmanager.get_plugin('terminalreporter')
@@ -114,6 +116,7 @@ def pytest_unconfigure(config):
     os.close(stderr)
     if begun:
         begun.cleanup()
+        config.stash[warm].__exit__()
     reporter = config.pluginmanager.get_plugin('terminalreporter')
     if hasattr(config, 'workerinput') or not reporter:
         return

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from filelock import FileLock
@@ -18,6 +17,7 @@ from limits import PATIENCE
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 from tree import BIN, ROOT
+from warm import KERNELS, python
 
 PAGE = 'nbs/experiments/train.ipynb'
 
@@ -42,6 +42,7 @@ def environment(home, project=ROOT, **more):
         'PYTHONPATH': str(project),
         'PYTHONDONTWRITEBYTECODE': '1',
         'OMP_NUM_THREADS': '1',
+        **({'JUPYTER_PATH': os.environ[KERNELS]} if KERNELS in os.environ else {}),
         **{k: str(v) for k, v in more.items()},
     }
 
@@ -66,7 +67,7 @@ def papermill(notebook, output, env, cwd=ROOT, **values):
 
 def dlframe_run(*words, env, cwd=ROOT):
     "`dlframe-run …`, of the project that `env` names"
-    command = [sys.executable, '-c', 'from dlframe.reruns import main; main()']
+    command = python('-c', 'from dlframe.reruns import main; main()')
     return start(*command, *words, env=env, cwd=cwd)
 
 
@@ -182,7 +183,7 @@ fails: str = '' # 'early', 'killed', in 'training', 'late\'"""
 
 TRIAL = [
     """if fails == 'early': import nothing_of_this_name
-from dlframe.parameter_checks import parameters
+from dlframe.notebooks import parameters
 settings = parameters()
 import os, time
 from pathlib import Path

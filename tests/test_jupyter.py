@@ -13,7 +13,7 @@ from dlframe.specs import build, read
 
 BEGIN = [
     'beta: float = 1. # Weight of the rate',
-    'from dlframe.parameter_checks import parameters\nsettings = parameters()',
+    'from dlframe.notebooks import parameters\nsettings = parameters()',
     """
 import os, threading, time
 from pathlib import Path

@@ -32,6 +32,7 @@ from limits import PATIENCE
 from torture import differences
 from tree import ROOT
 from tree import run as tool
+from warm import python
 
 from dlframe.checkpoints import newest
 from dlframe.loading import load
@@ -332,7 +333,7 @@ import test_lost
 from dlframe.run import Run
 from dlframe.reruns import rerun
 from dlframe.specs import read
-from dlframe.callbacks import newest
+from dlframe.checkpoints import newest
 from dlframe.files import checksums, verify
 disk, trouble = Path(sys.argv[1]), sys.argv[4]
 os.environ['RUNS_ROOT'] = str(disk/'runs')
@@ -564,7 +565,7 @@ def script(code, *words, **env):
     "Run a program with the classes of `torture`; what it prints, as data"
     path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
     r = subprocess.run(
-        [sys.executable, '-c', code, *map(str, words)],
+        python('-c', code, *words),
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': path, **env},
         text=True,
         capture_output=True,

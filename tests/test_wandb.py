@@ -12,6 +12,7 @@ from pathlib import Path
 
 from limits import PATIENCE
 from wandb_stub import ENTITY, KEY, Service, server
+from warm import python as warm_python
 
 LEAVE = """
 import json, os, sys, torch, safetensors.torch
@@ -87,7 +88,7 @@ def environment(home, url, **more):
 def python(code, *words, home, url, limit=PATIENCE, **more):
     "Run code in a process of its own; what it printed, and what it complained of"
     r = subprocess.run(
-        [sys.executable, '-c', code, *map(str, words)],
+        warm_python('-c', code, *words),
         env=environment(home, url, **more),
         cwd=home,
         text=True,
@@ -314,7 +315,7 @@ def train(home, servers, plans):
     ]
     took = {name: {} for name in plans}
     with subprocess.Popen(
-        [sys.executable, '-c', TRAIN, json.dumps(jobs)],
+        warm_python('-c', TRAIN, json.dumps(jobs)),
         env=environment(home, ''),
         cwd=home,
         text=True,

@@ -248,15 +248,14 @@ class _Extremes(NamedTuple):
 
 def _extremes(cores):
     "Measure the logarithms of the entries of `cores`"
-    if isinstance(cores, Tensor):
-        rows = [cores.flatten(1)]
-    else:
-        rows = [core.reshape(1, -1) for core in cores]
+    stacked = isinstance(cores, Tensor)
+    rows = [cores.flatten(1)] if stacked else [core.reshape(1, -1) for core in cores]
     low = torch.cat([row.detach().amin(1) for row in rows]).log()
     high = torch.cat([row.detach().amax(1) for row in rows]).log()
+    spread = (high - low).amax()
     sums = high.amax() + math.log(max(map(len, cores)))
     farthest = torch.maximum(sums, -low.amin())
-    return _Extremes(*_largest_values(torch.stack([(high - low).amax(), farthest])))
+    return _Extremes(*_largest_values(torch.stack([spread, farthest])))
 
 
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
@@ -337,7 +336,7 @@ class TensorRing(Distribution):
     ) -> Tensor:  # Whole numbers, `[*sample_shape, m]`
         "Draw multi-indices, exactly"
         with torch.no_grad():
-            return self._draw(sample_shape, {}).index
+            return self._draw(sample_shape, {}).indices
 
     def sample_with_log_prob(
         self,
@@ -347,7 +346,7 @@ class TensorRing(Distribution):
     ) -> tuple[Tensor, Tensor]:
         "Draw multi-indices, and return the logarithms of their probabilities as well"
         draws = self._draw(sample_shape, {})
-        return draws.index, draws.log_probs.to(self.dtype)
+        return draws.indices, draws.log_probs.to(self.dtype)
 
     def _draw(self, sample_shape, evidence):
         return _draw(self._slices(), torch.Size(sample_shape), evidence)
@@ -372,12 +371,7 @@ class TensorRing(Distribution):
 def _check_cores(cores):
     "Raise unless `cores` are tensors of matrices that form a closed ring"
     for k, core in enumerate(cores):
-        if not isinstance(core, Tensor) or not core.is_floating_point():
-            raise InvalidType(f'`cores[{k}]` must be a tensor of real numbers, got {shown(core)}')
-        if core.ndim != 3 or not core.numel():
-            raise InvalidValue(
-                f'`cores[{k}]` must have the shape [values, rows, columns], got {tuple(core.shape)}'
-            )
+        _check_core(k, core)
     for k, core in enumerate(cores):
         columns_before = cores[k - 1].shape[2]
         if core.shape[1] != columns_before:
@@ -387,6 +381,15 @@ def _check_cores(cores):
             )
     if not cores:
         raise InvalidValue('`cores` must have one core for each index, and at least one, got none')
+
+
+def _check_core(k, core):
+    if not isinstance(core, Tensor) or not core.is_floating_point():
+        raise InvalidType(f'`cores[{k}]` must be a tensor of real numbers, got {shown(core)}')
+    if core.ndim != 3 or not core.numel():
+        raise InvalidValue(
+            f'`cores[{k}]` must have the shape [values, rows, columns], got {tuple(core.shape)}'
+        )
 
 
 def _check_positive(cores):
@@ -420,7 +423,7 @@ class _Representation(NamedTuple):
     "Type of numbers, and arithmetic, in which the products of a ring are exact"
 
     dtype: torch.dtype
-    arithmetic: type
+    arithmetic: type[_Numbers] | type[_Logs]
 
     def convert(self, core):
         return self.arithmetic.from_numbers(core.to(self.dtype))
@@ -450,7 +453,7 @@ def _stacked(cores):
 class _Slices(NamedTuple):
     "The matrices of a ring, each divided by its largest entry"
 
-    arithmetic: type
+    arithmetic: type[_Numbers] | type[_Logs]
     matrices: Tensor  # `[m, d, r, r]`, padded
     log_factors: Tensor  # `[m, d]`
 
@@ -570,24 +573,30 @@ def _subring_cores(ring, dims):
     arithmetic = representation.arithmetic
     if isinstance(cores, Tensor):
         cores = representation.convert(cores)
-        summed = arithmetic.sum_values(cores)
+        sums = arithmetic.sum_values(cores)
     else:
         cores = [representation.convert(core) for core in cores]
-        summed = [arithmetic.sum_values(core) for core in cores]
+        sums = [arithmetic.sum_values(core) for core in cores]
     remaining = []
     for k, following in zip(dims, [*dims[1:], dims[0] + m]):
-        core = arithmetic.rescale_together(cores[k])
-        for j in range(k + 1, following):
-            core = arithmetic.rescale_together(arithmetic.matmul(core, summed[j % m]))
-        remaining.append(arithmetic.to_numbers(core))
+        neighbours = [sums[j % m] for j in range(k + 1, following)]
+        remaining.append(arithmetic.to_numbers(_multiplied(cores[k], neighbours, arithmetic)))
     return remaining
+
+
+def _multiplied(core, neighbours, arithmetic):
+    "The matrices of a core times those after it, up to a factor"
+    core = arithmetic.rescale_together(core)
+    for matrix in neighbours:
+        core = arithmetic.rescale_together(arithmetic.matmul(core, matrix))
+    return core
 
 
 # %% ../nbs/04_tensor_rings.ipynb #1e406b56
 class _Draws(NamedTuple):
     "Multi-indices, and the logarithms of their probabilities"
 
-    index: Tensor  # `[*shape, m]`
+    indices: Tensor  # `[*shape, m]`
     log_probs: Tensor  # `[*shape]`
 
 
@@ -596,19 +605,25 @@ def _draw(slices, shape, evidence):
     arithmetic = slices.arithmetic
     log_weights, sums = _weigh(slices, evidence)
     heads = _products(sums, arithmetic)
-    index = []
+    indices = []
     log_probs = []
     tail = heads[0].expand(*shape, -1, -1)
     for matrices, weights, head in zip(slices.matrices.flip(0), log_weights[::-1], heads[::-1]):
         traces = arithmetic.traces(arithmetic.matmul(tail, head), matrices)
-        masses = arithmetic.masses(weights, traces)
-        rows = masses.detach().reshape(-1, len(matrices))
-        drawn = rows.multinomial(1).reshape(*shape, 1)
-        probs = masses.gather(-1, drawn) / masses.sum(-1, keepdim=True)
-        index.append(drawn)
-        log_probs.append(probs.log())
-        tail = arithmetic.rescale(arithmetic.matmul(matrices[drawn[..., 0]], tail)).matrices
-    return _Draws(torch.cat(index[::-1], -1), torch.cat(log_probs, -1).sum(-1))
+        values = _draw_values(arithmetic.masses(weights, traces))
+        indices.append(values.indices)
+        log_probs.append(values.log_probs)
+        drawn = matrices[values.indices[..., 0]]
+        tail = arithmetic.rescale(arithmetic.matmul(drawn, tail)).matrices
+    return _Draws(torch.cat(indices[::-1], -1), torch.cat(log_probs, -1).sum(-1))
+
+
+def _draw_values(masses):
+    "Draw one value of an index in proportion to `masses`, `[*shape, d]`: `[*shape, 1]`"
+    rows = masses.detach().reshape(-1, masses.shape[-1])
+    drawn = rows.multinomial(1).reshape(*masses.shape[:-1], 1)
+    probs = masses.gather(-1, drawn) / masses.sum(-1, keepdim=True)
+    return _Draws(drawn, probs.log())
 
 
 # %% ../nbs/04_tensor_rings.ipynb #b274d4fd
@@ -755,8 +770,8 @@ def log_marginal_prob(
     order = sorted(range(len(dims)), key=dims.__getitem__)  # that of the subring
     ring = self.ring.subring(dims)
     d = max(ring.sizes)
-    loc = torch.stack([self.loc[dims[i], :d] for i in order])
-    log_scale = torch.stack([self.log_scale[dims[i], :d] for i in order])
+    loc = torch.stack([self.loc[k, :d] for k in sorted(dims)])
+    log_scale = torch.stack([self.log_scale[k, :d] for k in sorted(dims)])
     marginal = RingMixture(ring, loc, log_scale, validate_args=self._validate_args)
     return marginal.log_prob(torch.stack([z[..., i] for i in order], -1))
 
@@ -774,11 +789,14 @@ def sample_conditional(
     dims = _check_dims(dims, len(self.loc), 'latents')
     _check_shape('z', z, torch.Size([len(dims)]))
     with torch.no_grad():
-        evidence = {}
-        for k, values in zip(dims, z.unbind(-1)):
-            normals = DiagonalNormal(self.loc[k], self.log_scale[k], 0, validate_args=False)
-            evidence[k] = normals.log_prob(values[..., None])
-        index = self.ring._draw((*sample_shape, *z.shape[:-1]), evidence).index
+        evidence = {k: _log_densities(self, k, values) for k, values in zip(dims, z.unbind(-1))}
+        index = self.ring._draw((*sample_shape, *z.shape[:-1]), evidence).indices
         drawn = self.component(index).sample().reshape(index.shape)
         drawn[..., dims] = z
     return drawn.reshape(index.shape[:-1] + self.event_shape)
+
+
+def _log_densities(mixture, k, values):
+    "Log-densities of values of latent `k`, `[...]`, under its normals: `[..., d]`"
+    normals = DiagonalNormal(mixture.loc[k], mixture.log_scale[k], 0, validate_args=False)
+    return normals.log_prob(values[..., None])

@@ -1852,6 +1852,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'dlframe.vae.VAE.rate': ('vae.html#vae.rate', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.reconstruct': ('vae.html#vae.reconstruct', 'dlframe/vae.py'),
                              'dlframe.vae.VAE.sample': ('vae.html#vae.sample', 'dlframe/vae.py'),
+                             'dlframe.vae._check_estimators': ('vae.html#_check_estimators', 'dlframe/vae.py'),
                              'dlframe.vae._gradient_factor': ('vae.html#_gradient_factor', 'dlframe/vae.py')},
             'dlframe.validation': { 'dlframe.validation.InvalidType': ('validation.html#invalidtype', 'dlframe/validation.py'),
                                     'dlframe.validation.InvalidValue': ('validation.html#invalidvalue', 'dlframe/validation.py'),

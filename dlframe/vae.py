@@ -47,12 +47,7 @@ class VAE(Model):
         self.n_samples = whole('n_samples', n_samples)
         self.bound = known('bound', bound, ('elbo', 'iwae'))
         self.gradient = known('gradient', gradient, ('plain', 'stl', 'dreg'))
-        if (bound, gradient) == ('elbo', 'dreg'):
-            raise InvalidValue(
-                "`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'"
-            )
-        if not isinstance(sampled_rate, bool):
-            raise InvalidType(f'`sampled_rate` must be True or False, got {sampled_rate!r}')
+        _check_estimators(bound, gradient, sampled_rate)
         self.sampled_rate = sampled_rate or bound == 'iwae' or gradient == 'stl'
         if self.sampled_rate:
             require_density(prior, 'a rate that is estimated on samples')
@@ -155,6 +150,13 @@ class VAE(Model):
         q = self.encoder(x)
         z = q.rsample((n_samples,))
         return self.decoder(z).log_prob(x) + self.prior().log_prob(z) - q.log_prob(z)
+
+
+def _check_estimators(bound, gradient, sampled_rate):
+    if (bound, gradient) == ('elbo', 'dreg'):
+        raise InvalidValue("`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'")
+    if not isinstance(sampled_rate, bool):
+        raise InvalidType(f'`sampled_rate` must be True or False, got {sampled_rate!r}')
 
 
 # %% ../nbs/11_vae.ipynb #c564ab75

@@ -76,6 +76,7 @@ def read_checkpoint(
         )
     return saved
 
+
 # %% ../nbs/43_checkpoints.ipynb #52285ce7
 def newest(
     folder: Path,  # Of a run
@@ -95,6 +96,7 @@ def newest(
             file=sys.stderr,
         )
         return previous, saved
+
 
 # %% ../nbs/43_checkpoints.ipynb #24c9a960
 class WholeFiles(CheckpointIO):
@@ -120,6 +122,7 @@ class WholeFiles(CheckpointIO):
 
     def remove_checkpoint(self, path):
         Path(path).unlink(missing_ok=True)
+
 
 # %% ../nbs/43_checkpoints.ipynb #81b4d238
 def _sort_metadata(file):

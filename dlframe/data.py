@@ -25,6 +25,7 @@ from .devices import find_device
 from .specs import Part
 from .validation import InvalidType, InvalidValue, known, real, shown, whole
 
+
 # %% ../nbs/21_data.ipynb #5e0e2d00
 class Split(Dataset):
     """Tensors of equal length; an index gives a dict of rows, `take` the batch of given row
@@ -64,6 +65,7 @@ class Split(Dataset):
             return Items(self) + other
         return Split({k: torch.cat([v, other.tensors[k]]) for k, v in self.tensors.items()})
 
+
 # %% ../nbs/21_data.ipynb #851186dd
 @contextmanager
 def random_states_kept():
@@ -85,6 +87,7 @@ def seed_row(
         hashlib.blake2b(f'{seed} {epoch} {row}'.encode(), digest_size=8).digest(), 'little'
     )
     torch.default_generator.manual_seed(number), np.random.seed(number % 2**32), random.seed(number)
+
 
 # %% ../nbs/21_data.ipynb #f28eeb72
 def _stack(items, rows):
@@ -110,6 +113,7 @@ class _Both:
 
     def __getitem__(self, i):
         return self.first.read(i) if i < len(self.first) else self.second.read(i - len(self.first))
+
 
 # %% ../nbs/21_data.ipynb #546af5bd
 class Items(Dataset):
@@ -160,6 +164,7 @@ class Items(Dataset):
                 items.append({k: torch.as_tensor(v) for k, v in self.read(row).items()})
         return _stack(items, rows)
 
+
 # %% ../nbs/21_data.ipynb #506c5cc0
 def _undeclared(owner, where, key, span, white_levels):
     "The refusal of bytes of which nobody said what they are"
@@ -207,6 +212,7 @@ def as_numbers(
     if not is_byte and not is_target:
         return values
     return values.long() if values.ndim < 2 else values.float()
+
 
 # %% ../nbs/21_data.ipynb #d1e21115
 def _check_white_levels(owner, white_levels):
@@ -263,11 +269,13 @@ def _check_whole_numbers(
                 stacklevel=2,
             )
 
+
 # %% ../nbs/21_data.ipynb #d66cb18c
 def _as_split(opened):
     if isinstance(opened, Mapping):
         return Split(opened)
     return opened if isinstance(opened, (Split, Items)) else Items(opened)
+
 
 # %% ../nbs/21_data.ipynb #51ea8cf4
 class Data(Part):
@@ -363,6 +371,7 @@ class Data(Part):
         "Shape of one `x`"
         return tuple(self[self.splits[0]][0]['x'].shape)
 
+
 # %% ../nbs/21_data.ipynb #8f7cce38
 class Loader:
     "Batches of a split, in a new order each epoch if shuffled; knows its position"
@@ -428,6 +437,7 @@ class Loader:
             state.get('seed', self.seed),
         )
 
+
 # %% ../nbs/21_data.ipynb #6ebca203
 @patch
 def shares(
@@ -451,6 +461,7 @@ def rows(
     "This process's rows of any batch, given or not: for whoever wants to know what was in it"
     epoch, position = divmod(batch, len(self))
     return self.shares(epoch)[position]
+
 
 # %% ../nbs/21_data.ipynb #333166a9
 @patch
@@ -477,6 +488,7 @@ def read(
         parts,
     )
     return ({k: v.pin_memory() for k, v in batch.items()} for batch in batches) if pin else batches
+
 
 # %% ../nbs/21_data.ipynb #1e030b90
 class _Asked:
@@ -514,6 +526,7 @@ def read_ahead(
         )
     self._asked[:] = [(rows.tolist(), self.seed, self.epoch) for rows in parts]
     return iter(self._ahead)
+
 
 # %% ../nbs/21_data.ipynb #0512e063
 @patch

@@ -17,6 +17,7 @@ from .faces import CelebA
 from .image_sets import Digits, TorchvisionImages, torchvision_sets
 from .validation import InvalidValue, MissingFile, known
 
+
 # %% ../nbs/24_datasets.ipynb #a1c42402
 class BinarizedMNIST(Data):
     """MNIST binarised by Larochelle, 28×28: 50,000 images to train, 10,000 to validate, 10,000 to
@@ -54,6 +55,7 @@ class BinarizedMNIST(Data):
                 'have 98 bytes for each image. Put a good copy in its place and run again'
             )
         return {'x': torch.from_numpy(np.unpackbits(packed, axis=1)).view(-1, 1, 28, 28)}
+
 
 # %% ../nbs/24_datasets.ipynb #c8374f08
 own_sets = {'digits': Digits, 'CelebA': CelebA, 'binarized_MNIST': BinarizedMNIST}
@@ -98,6 +100,7 @@ def _takes(name):
         *ours,
         *(k for k in inspect.signature(getattr(sets, name).__init__).parameters if k not in said),
     ]
+
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def targets(

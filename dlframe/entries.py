@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .validation import InvalidValue
 
+
 # %% ../nbs/30_entries.ipynb #c46f97fa
 @dataclass(frozen=True)
 class Entry:
@@ -74,6 +75,7 @@ class Text(Entry):
 
     text: str  # In Markdown, if at all
 
+
 # %% ../nbs/30_entries.ipynb #9649cef8
 @dataclass(frozen=True)
 class Image(Entry):
@@ -105,6 +107,7 @@ class Image(Entry):
         return picture.resize(
             (scale * picture.width, scale * picture.height), resample=0
         )._repr_png_()
+
 
 # %% ../nbs/30_entries.ipynb #9d7ed56d
 def grid(

@@ -88,6 +88,7 @@ def _layer(folder, name, given):
         )
     return Layer(folder / file, shape, dtype)
 
+
 # %% ../nbs/25_kernels.ipynb #806d998f
 def read_kernels(
     folder: str | Path,  # `kernels__*`, with `meta.json` and a file for each layer
@@ -135,6 +136,7 @@ def write_kernels(
         folder / 'meta.json',
     )
 
+
 # %% ../nbs/25_kernels.ipynb #18c5cb94
 class _Slices(Dataset):
     "Rows of a memory map by their places"
@@ -159,6 +161,7 @@ class _Slices(Dataset):
 def _arranged(kernels, dim):
     "The axes of rows first"
     return kernels if dim != 'mi' else np.swapaxes(kernels, 1, 2)
+
 
 # %% ../nbs/25_kernels.ipynb #bc49bace
 class Kernels(Data):
@@ -205,6 +208,7 @@ class Kernels(Data):
             'test': (n - test, n),
         }
         return range(*ends[name])
+
 
 # %% ../nbs/25_kernels.ipynb #a7a9e0b0
 def _open(self, name):

@@ -86,6 +86,7 @@ class Ramp(Part, nn.Module):
         "Its present value"
         return self.value
 
+
 # %% ../nbs/07_ramps.ipynb #16483618
 def weight(
     argument: str,  # Where it was given, for the message

@@ -96,6 +96,7 @@ from dlframe.validation import (
 )
 from .wandb_status import report
 
+
 # %% ../nbs/56_run.ipynb #bcb637c1
 class Run(Part):
     "Train, evaluate, log and save; `fit` does it"
@@ -293,6 +294,7 @@ class Run(Part):
 
 def _new_name():
     return f'{time.strftime("run-%Y%m%d-%H%M%S")}-{secrets.token_hex(2)}'
+
 
 # %% ../nbs/56_run.ipynb #abcf146d
 class Training:
@@ -579,6 +581,7 @@ class Unfinished(InvalidValue):
     def _render_traceback_(self):
         return [f'Unfinished: {self}']
 
+
 # %% ../nbs/56_run.ipynb #927e626c
 class ProcessSetup(pl.Callback):
     "Prepares each process before its first step"
@@ -611,6 +614,7 @@ class ProcessSetup(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.training.has_stepped = True  # so the checkpoint was usable
+
 
 # %% ../nbs/56_run.ipynb #9d849923
 def _rank() -> int:
@@ -713,6 +717,7 @@ def _resume_from_checkpoint(run, manifest, lock, longer=False):
     point = {'steps': saved['counters'].get('steps', 0), **provenance()}
     resumed = {**manifest, 'resumed': [*earlier, point]}
     return Training(run, checkpoint, resumed, lock, is_over).execute()
+
 
 # %% ../nbs/56_run.ipynb #68572ae8
 def _resume_trial(run):

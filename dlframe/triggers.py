@@ -60,6 +60,7 @@ def duration(
         raise InvalidValue(f'`{argument}` must be larger than 0, got {text!r}')
     return Duration(amount, unit)
 
+
 # %% ../nbs/06_triggers.ipynb #02d22e14
 def check_unit(
     d: Duration,  # A duration
@@ -71,6 +72,7 @@ def check_unit(
         known(
             argument, d.unit, [*(f'{u}s' for u in clock), *(c for c in counters if c != 'seconds')]
         )
+
 
 # %% ../nbs/06_triggers.ipynb #3ad87a19
 class Trigger:

@@ -16,6 +16,7 @@ from threading import Event, Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+
 # %% ../nbs/40_wandb_status.ipynb #ea2f46a6
 def answers(
     url: str,  # Of the server
@@ -37,12 +38,14 @@ def answers(
         return False
     return True
 
+
 # %% ../nbs/40_wandb_status.ipynb #ed3da033
 def _start(f, *args):
     "Call it in a thread that no exit waits for"
     thread = Thread(target=f, args=args, daemon=True)
     thread.start()
     return thread
+
 
 # %% ../nbs/40_wandb_status.ipynb #9da5b368
 def finish(
@@ -79,6 +82,7 @@ def finish(
     _start(_end, run.id).join(3), done.wait(1)
     return False
 
+
 # %% ../nbs/40_wandb_status.ipynb #05c90115
 def _end(run_id):
     "End W&B in the middle of what it does"
@@ -86,6 +90,7 @@ def _end(run_id):
 
     wandb.setup().ensure_service().inform_finish(run_id)  # completes its file
     forget()  # makes an end of waiting for an answer
+
 
 # %% ../nbs/40_wandb_status.ipynb #f000ae9c
 def forget() -> None:
@@ -103,6 +108,7 @@ def hush(
     import wandb
 
     wandb.termsetup(wandb.setup().settings.model_copy(update=changes), None)
+
 
 # %% ../nbs/40_wandb_status.ipynb #72474f83
 # W&B's own number for what somebody has stopped; all other ends are 1, failed
@@ -126,6 +132,7 @@ def _told(end):
         else state in ('failed', 'killed', 'crashed', 'preempting', 'preempted')
     )
 
+
 # %% ../nbs/40_wandb_status.ipynb #d4be3755
 def _tell(end, done):
     import wandb
@@ -148,6 +155,7 @@ def _tell(end, done):
             if not finish(run, ends.get(end, 1), 5.0):
                 return
         done.append(end)
+
 
 # %% ../nbs/40_wandb_status.ipynb #27bc7a84
 def report(

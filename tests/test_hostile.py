@@ -576,7 +576,7 @@ commands = [
     'dlframe.specs.build',
     'dlframe.loading.download',
     'dlframe.image_sets.fetch',
-    'dlframe.callbacks.save_whole',
+    'dlframe.checkpoints.save_whole',
     'dlframe.specs.Path',
     'dlframe.specs.UnknownName',
     'pytest.main',
@@ -601,7 +601,17 @@ def through_our_modules():
     }
     modules = [
         import_module(f'dlframe.{name}')
-        for name in ('run', 'specs', 'loading', 'images', 'params', 'files')
+        for name in (
+            'run',
+            'reruns',
+            'launching',
+            'provenance',
+            'specs',
+            'loading',
+            'image_sets',
+            'parameter_checks',
+            'files',
+        )
     ]
     return [
         f'{m.__name__}.{package}.{function}'

@@ -234,8 +234,8 @@ def test_manifest_trains_again_with_a_change(root, project, home):
 
 
 def declared():
-    "Each parameter's type, default and comment"
-    lines = code()[0].splitlines()
+    "Each parameter's type, default and comment; groups have a title"
+    lines = [line for line in code()[0].splitlines() if line and line[0] != '#']
     found = {
         m[1]: m.groups()[1:]
         for line in lines
@@ -248,11 +248,18 @@ def declared():
 def test_help_lists_every_parameter(home):
     r = good(start('papermill', '--help-notebook', PAGE, env=environment(home)))
     text = ' '.join(r.stdout.split())
-    assert [
-        n
+    lines = [
+        f'{n}: {kind} (default {default}) {comment}'
         for n, (kind, default, comment) in declared().items()
-        if f'{n}: {kind} (default {default}) {comment}' not in text
-    ] == []
+    ]
+    assert [line for line in lines if line not in text] == []
+    places = [text.index(line) for line in lines]
+    assert places == sorted(places)  # in groups
+
+
+def test_parameters_stand_in_groups():
+    titles = re.findall(r'^# (.+)$', code()[0], re.M)
+    assert titles == ['Data', 'Networks', 'Objective', 'Optimization', 'Evaluation', 'Run']
 
 
 @pytest.fixture(scope='session')

@@ -616,7 +616,7 @@ class Head(Part, nn.Module):
             raise InvalidValue(
                 f'`event_shape` must be (C, H, W) for a channel-wise head, got {self.event_shape}'
             )
-        self.project: nn.Module
+        self.project: nn.Linear | nn.Conv2d
         if channelwise:
             self.project = nn.Conv2d(features, n_parameters * self.event_shape[0], 1)
         else:
@@ -1167,13 +1167,17 @@ class _Peak:
     def window(self) -> tuple[Tensor, Tensor]:
         "Return the ends of the part around the peak outside which the density is negligible"
         deep = 18.0 if self.a.dtype == torch.float32 else 38.0
-        ratio = deep / ((self.a + self.b) * self.p * self.q)
-        # the drop is at least r²/(2 + r) times its curvature at the peak
-        reach = (ratio + (ratio * ratio + 8 * ratio).sqrt()) / 2
+        reach = self._reach(deep)
         left = torch.minimum(self.logit + _edge, reach)
         right = torch.minimum(_edge - self.logit, reach)
         right = torch.minimum(right, deep / self.slope)
         return -self._tightened(-left, deep).abs(), self._tightened(right, deep)
+
+    def _reach(self, deep: float) -> Tensor:
+        "Return a distance from the peak at which the density has dropped by at least `deep`"
+        ratio = deep / ((self.a + self.b) * self.p * self.q)
+        # the drop is at least r²/(2 + r) times its curvature at the peak
+        return (ratio + (ratio * ratio + 8 * ratio).sqrt()) / 2
 
     def _tightened(self, r: Tensor, deep: float) -> Tensor:
         "Move `r` towards the point where the drop is `deep`, by Newton's method from outside"

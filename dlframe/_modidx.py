@@ -1076,6 +1076,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'dlframe.models.Samples.sample': ('models.html#samples.sample', 'dlframe/models.py'),
                                 'dlframe.models.Weighs': ('models.html#weighs', 'dlframe/models.py'),
                                 'dlframe.models.Weighs.log_weights': ('models.html#weighs.log_weights', 'dlframe/models.py'),
+                                'dlframe.models._check_term': ('models.html#_check_term', 'dlframe/models.py'),
                                 'dlframe.models.batch_size': ('models.html#batch_size', 'dlframe/models.py'),
                                 'dlframe.models.check_parts': ('models.html#check_parts', 'dlframe/models.py'),
                                 'dlframe.models.check_terms': ('models.html#check_terms', 'dlframe/models.py'),

@@ -56,17 +56,20 @@ class UnknownName(Refusal, KeyError):
 def refusal_type(
     error: Exception,  # Any
 ) -> type[Refusal]:  # `InvalidValue` unless it is one of the other kinds
-    "The refusal that is of the same built-in kind as `error`"
+    "Return the type of refusal for the built-in kind of `error`"
     kinds = {KeyError: UnknownName, TypeError: InvalidType, FileNotFoundError: MissingFile}
-    return next((kinds[k] for k in kinds if isinstance(error, k)), InvalidValue)
+    for builtin, refusal in kinds.items():
+        if isinstance(error, builtin):
+            return refusal
+    return InvalidValue
 
 
 # %% ../nbs/00_validation.ipynb #acbae76c
 def shown(
     value,  # Anything
     most: int = 300,  # Characters
-) -> str:  # One that fits into a message
-    "`repr` of `value`, its middle left out if it is long"
+) -> str:  # At most that long
+    "Return `repr` of `value`, its middle left out if it is long"
     try:
         text = repr(value)
     except Exception:
@@ -78,23 +81,26 @@ def shortened(
     text: str,  # Of any length
     most: int = 300,  # Characters
 ) -> str:  # At most that long
-    "`text`, its middle left out if it is long"
-    return text if len(text) <= most else f'{text[: most // 2]} … {text[3 - most // 2 :]}'
+    "Return `text`, its middle left out if it is long"
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f'{text[:half]} … {text[3 - half :]}'
 
 
 def with_article(
     noun: str,  # For example the name of a class
 ) -> str:  # With its article
-    "`noun` with the article for its first letter"
+    "Return `noun` with the indefinite article for its first letter"
     return f'{"an" if noun[:1] in "aeioAEIO" else "a"} {noun}'
 
 
 # %% ../nbs/00_validation.ipynb #07604d11
 def nearest(
-    name: str,  # What was asked for
-    known: Iterable[str],  # What there is
-) -> str | None:  # The known name that looks most like it, if any does
-    "The name that was probably meant"
+    name: str,  # Unknown
+    known: Iterable[str],  # Known names
+) -> str | None:  # `None` if no known name is similar
+    "Return the known name that is most similar to `name`"
     lower = {k.lower(): k for k in known}
     close = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
     return lower[close[0]] if close else None
@@ -102,9 +108,9 @@ def nearest(
 
 # %% ../nbs/00_validation.ipynb #d4573a59
 def known(
-    argument: str,  # Where the name was given, for the message
-    name: str,  # What was asked for
-    names: Iterable[str],  # What there is
+    argument: str,  # Name of the argument, for the message
+    name: str,  # Value of the argument
+    names: Iterable[str],  # Allowed values
 ) -> str:  # `name`, if it is known
     """Return `name` if it is one of `names`; raises `UnknownName`, with the nearest and all known
     names, otherwise
@@ -112,19 +118,22 @@ def known(
     names = list(names)
     if isinstance(name, str) and name in names:
         return name
-    texts = [n for n in names if isinstance(n, str)]
-    close = nearest(name if isinstance(name, str) else shown(name), texts)
+    candidates = [n for n in names if isinstance(n, str)]
+    close = nearest(name if isinstance(name, str) else shown(name), candidates)
     hint = f'; did you mean {close!r}?' if close else ''
-    there = shortened(', '.join(map(shown, names)), 2000)
-    rule = f'one of {there}' if names else 'left out, since there is no name to choose from'
+    if names:
+        listed = ', '.join(map(shown, names))
+        rule = f'one of {shortened(listed, 2000)}'
+    else:
+        rule = 'left out, since there is no name to choose from'
     raise UnknownName(f'`{shortened(argument)}` must be {rule}, got {shown(name)}{hint}')
 
 
 # %% ../nbs/00_validation.ipynb #6d2dcc7c
 def check_type(
     argument: str,  # Name of the argument, for the message
-    value,  # That was passed
-    kind: type,  # That it must have
+    value,  # Value of the argument
+    kind: type,  # Type that it must have
 ):  # `value`
     "Return `value` if it is an instance of `kind`; raises `InvalidType` otherwise"
     if isinstance(value, kind):
@@ -134,8 +143,8 @@ def check_type(
 
 def check_types(
     argument: str,  # Name of the argument, for the message
-    values,  # That were passed
-    kind: type,  # That each must have
+    values,  # Value of the argument
+    kind: type,  # Type that each of `values` must have
 ) -> list:  # `values`
     "Return `values` if it is a list of instances of `kind`; raises `InvalidType` otherwise"
     if not isinstance(values, (list, tuple)):
@@ -145,8 +154,8 @@ def check_types(
 
 # %% ../nbs/00_validation.ipynb #8c5b0662
 def whole(
-    argument: str,  # Where the number was given, for the message
-    value: int,  # What was given
+    argument: str,  # Name of the argument, for the message
+    value: int,  # Value of the argument
     least: int = 1,  # The smallest value allowed
 ) -> int:  # `value`, as Python's `int`
     """Return `value` if it is a whole number of at least `least`; raises `InvalidType` or
@@ -161,8 +170,8 @@ def whole(
 
 # %% ../nbs/00_validation.ipynb #e8cc0c1c
 def wholes(
-    argument: str,  # Where the numbers were given, for the message
-    values: Iterable[int],  # What was given
+    argument: str,  # Name of the argument, for the message
+    values: Iterable[int],  # Value of the argument
     least: int = 1,  # The smallest value allowed
 ) -> list[int]:  # `values`, as a list
     """Return `values` as a list of whole numbers of at least `least`; raises `InvalidType` or
@@ -175,8 +184,8 @@ def wholes(
 
 # %% ../nbs/00_validation.ipynb #df936720
 def real(
-    argument: str,  # Where the number was given, for the message
-    value: float,  # What was given
+    argument: str,  # Name of the argument, for the message
+    value: float,  # Value of the argument
     least: float = -inf,  # The smallest value allowed
     above: float = -inf,  # Values must be larger than this
 ) -> float:  # `value`, as Python's `float`
@@ -186,10 +195,10 @@ def real(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidType(f'`{argument}` must be a number, got {shown(value)}')
     try:
-        finite = isfinite(value)
+        is_finite = isfinite(value)
     except OverflowError:
         raise InvalidValue(f'`{argument}` must fit into a float, got {shown(value)}') from None
-    if not finite:
+    if not is_finite:
         raise InvalidValue(f'`{argument}` must be finite, got {value}')
     if value < least:
         raise InvalidValue(f'`{argument}` must be at least {least:g}, got {value}')

@@ -100,7 +100,7 @@ def _convert(argument, value, kind):
 _kept: list[Device] = []  # the devices of the runs that train at this moment
 
 
-def _profiles_file(file):
+def _profiles_file(file: str | Path | None) -> Path:
     file = file or os.environ.get('DLFRAME_DEVICES') or '~/.config/dlframe/devices.yaml'
     return Path(file).expanduser()
 
@@ -125,9 +125,9 @@ def find_device(
     if _kept and not name and not file:
         return _kept[-1]
     name = name or os.environ.get('DEVICE_NAME')
-    file = _profiles_file(file)
-    profiles = read(file) if file.exists() else {}
-    settings = _settings_of(name, profiles, file) if name else {}
+    profiles_file = _profiles_file(file)
+    profiles = read(profiles_file) if profiles_file.exists() else {}
+    settings = _settings_of(name, profiles, profiles_file) if name else {}
     settings.setdefault('runs_root', project_root() / 'runs')
     for root in 'data_root', 'runs_root':
         if os.environ.get(root.upper()):

@@ -688,10 +688,11 @@ class TorchvisionImages(Data):
     def own_splits(self) -> dict[str, dict]:  # By split; empty if there are none
         "Arguments of torchvision's class for each split of the files"
         if self.own is None:
-            self.own = torchvision_sets[self.name]
+            own = torchvision_sets[self.name]
             if self.name == 'ImageFolder' and self.split_folders:
                 folders = _find_splits(self.place(self.root))
-                self.own = {split: {'root': folder} for split, folder in folders.items()}
+                own = {split: {'root': folder} for split, folder in folders.items()}
+            self.own = own
         return self.own
 
     def read(

@@ -785,7 +785,7 @@ class Interrupt(Callback):
                 self.before[number] = signal.signal(number, ask)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if pl_module.asked_to_stop if trainer.world_size == 1 else pl_module.shared[2]:
+        if pl_module.stop_requested():
             pl_module.interrupted = trainer.should_stop = True
 
     # after the evaluations at the end, which are finished as well

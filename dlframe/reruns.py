@@ -23,10 +23,10 @@ from .evaluation import Evaluator, named
 from .loading import find_folder, load
 from .loggers import FileLogger, apart
 from .manifests import changed_manifest, lineage, read_results, write_results
-from .run import Run, build_run, claimed
+from .run import Run, build_run, check_described, claimed
 from .specs import override, parse, read
 from .status import state
-from .validation import InvalidType, InvalidValue, known, shortened, shown, whole
+from .validation import InvalidType, InvalidValue, known, shown, whole
 
 
 # %% ../nbs/57_reruns.ipynb #b68f59f0
@@ -39,11 +39,7 @@ def rerun(
     """Build the run that a manifest describes and fit it, under a new name unless `changes` gives
     one
     """
-    if not isinstance(manifest.get('run'), Mapping):
-        raise InvalidValue(
-            f'`run` must be described in the manifest, got {shown(manifest.get("run"))} among '
-            f'{shortened(", ".join(map(str, manifest)))}'
-        )
+    check_described(manifest)
     parent = manifest
     unnamed = override(dict(parent), {'run.name': None}, packages)
     manifest = changed_manifest(unnamed, changes or {}, packages)

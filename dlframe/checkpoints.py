@@ -39,52 +39,62 @@ needed_to_resume = (
 )
 
 
+def _check_size(file):
+    "Raise `ValueError` for a compressed file, which may unpack to more than fits into memory"
+    if not zipfile.is_zipfile(file):
+        return
+    unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+    if unpacked > file.stat().st_size:
+        raise ValueError('more would come out of it than it is long')
+
+
+def _reason(error) -> str:
+    "The part of a message of torch that names the cause, without its advice"
+    causes = '(Unsupported .*?|WeightsUnpickler error: .*?) *(?:Please|$)'
+    found = re.search(causes, str(error), re.M)
+    first_line = str(error).split('\n')[0]
+    return (found[1] if found else first_line) or type(error).__name__
+
+
+def _check_entries(file, saved, needed):
+    "Raise `Damaged` for a checkpoint without one of the entries"
+    rule = f'{file} must be a checkpoint with {", ".join(needed)}'
+    if not isinstance(saved, dict):
+        raise Damaged(f'{rule}, got {shown(saved, 100)}')
+    if missing := [name for name in needed if name not in saved]:
+        raise Damaged(f'{rule}, got one without {", ".join(missing)}')
+
+
 def read_checkpoint(
     file: str | Path,  # For example `checkpoints/last.ckpt`
-    needed: Iterable[str] = ('state_dict',),  # Names that must be in it
+    needed: Iterable[str] = ('state_dict',),  # Names of entries that it must contain
 ) -> dict:  # Plain data, and tensors in main memory
-    """Read a checkpoint as data; raises `Damaged`, naming it, if it is none, and
-    `FileNotFoundError` if it is not there
+    """Read a checkpoint as data; raises `Damaged`, with the name of the file, for any other file,
+    and `FileNotFoundError` for a missing one
     """
+    file = Path(file)
     if os.path.lexists(file) and not os.path.isfile(file):
         raise Damaged(f'{file} must be a file, got something else')
     try:
-        size = verify(file).stat().st_size
-        if (
-            zipfile.is_zipfile(file)
-            and sum(i.file_size for i in zipfile.ZipFile(file).infolist()) > size
-        ):
-            raise ValueError('more would come out of it than it is long')
+        _check_size(verify(file))
         saved = torch.load(file, map_location='cpu', weights_only=True)
     except (Damaged, FileNotFoundError):
         raise
     except Exception as e:  # a damaged file can fail in any way
-        said = re.search(
-            '(Unsupported .*?|WeightsUnpickler error: .*?) *(?:Please|$)', str(e), re.M
-        ) or re.search('(.*)', str(e))
-        raise Damaged(
-            f'{file} must be a checkpoint of plain data and tensors: {said[1] or type(e).__name__}'
-        ) from e
-    if not isinstance(saved, dict):
-        raise Damaged(
-            f'{file} must be a checkpoint with {", ".join(needed)}, got {shown(saved, 100)}'
-        )
-    if missing := [n for n in needed if n not in saved]:
-        raise Damaged(
-            f'{file} must be a checkpoint with {", ".join(needed)}, got one without '
-            f'{", ".join(missing)}'
-        )
+        raise Damaged(f'{file} must be a checkpoint of plain data and tensors: {_reason(e)}') from e
+    _check_entries(file, saved, list(needed))
     return saved
 
 
 # %% ../nbs/43_checkpoints.ipynb #52285ce7
 def newest(
     folder: Path,  # Of a run
-) -> tuple[Path, dict]:  # A file and what is in it
-    """The last checkpoint, or, with a warning, the one before if it is damaged; raises `Damaged` or
-    `FileNotFoundError` if there is no good one
+) -> tuple[Path, dict]:  # A file and its content
+    """Read the last checkpoint, or, with a warning, the one before if it is damaged; raises
+    `Damaged` or `FileNotFoundError` if there is no good one
     """
-    last, previous = folder / 'checkpoints/last.ckpt', folder / 'checkpoints/previous.ckpt'
+    last = folder / 'checkpoints/last.ckpt'
+    previous = folder / 'checkpoints/previous.ckpt'
     try:
         return last, read_checkpoint(last, needed_to_resume)
     except (Damaged, FileNotFoundError) as e:
@@ -126,7 +136,7 @@ class WholeFiles(CheckpointIO):
 
 # %% ../nbs/43_checkpoints.ipynb #81b4d238
 def _sort_metadata(file):
-    "Put the metadata in the header of a safetensors file in the order of their names"
+    "Put the metadata in the header of a safetensors file in the order of its names"
     with open(file, 'r+b') as f:
         length = int.from_bytes(f.read(8), 'little')
         header = json.loads(f.read(length))
@@ -149,16 +159,16 @@ def save_weights(
     # The folder whose list gets its checksum; not listed by default
     home: Path | None = None,
 ) -> None:
-    """Write weights so that equal weights are equal bytes; raises `OSError`, naming the file, if it
-    cannot be written
+    """Write weights so that equal weights give equal bytes; raises `OSError`, with the name of the
+    file, if it cannot be written
     """
 
     def save(new):
         try:
             safetensors.torch.save_model(model, str(new))
-        # which can only be the disk
+        # only the disk can be the cause
         except safetensors.SafetensorError as e:
             raise OSError(str(e)) from e
         _sort_metadata(new)
 
-    save_whole(save, file, home)
+    save_whole(save, Path(file), home)

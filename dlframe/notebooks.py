@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    'told',
+    'trial_note',
     'in_short',
     'short_errors',
     'complete_parts',
@@ -183,7 +183,7 @@ def complete_parts() -> None:
 
 
 # %% ../nbs/61_notebooks.ipynb #7ff01146
-told = 'W&B knows that this trial has'  # what a notebook says of it
+trial_note = 'W&B knows that this trial has'  # printed in the notebook of a failed trial
 
 
 def ending(
@@ -209,7 +209,7 @@ def _tell(result):
         return
     if report(end):
         print(
-            told,
+            trial_note,
             {'failed': 'failed', 'stopped': 'been stopped'}.get(end, 'been preempted'),
             flush=True,
         )

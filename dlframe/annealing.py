@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -314,7 +314,8 @@ def simulated(
     "Draw latents from the prior, and data from the decoder's distribution given these"
     with torch.no_grad(), validation(False):
         z = prior_of(model, 'simulated data').sample((whole('n', n),))
-        return z, model.decode(z).sample()
+        decode: Any = model.decode
+        return z, decode(z).sample()
 
 
 def _walk_back(model, x, z, n_chains, ts, n_leaps, sizes):

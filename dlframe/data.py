@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class Items(Dataset):
     def __init__(
         self,
         # Returns the dict of a row for its number: a map-style data set, or a function
-        source: Dataset | Callable,
+        source: Any,
         n: int | None = None,  # Number of rows, for a function
     ):
         self.source = source

@@ -771,7 +771,7 @@ class Bernoulli(td.Bernoulli):
     expectation over outcomes that are 1 with probability 0.3
     """
 
-    support = constraints.unit_interval
+    support = constraints.unit_interval  # type: ignore[assignment]
 
     @property
     def variance(self) -> Tensor:

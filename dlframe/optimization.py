@@ -935,7 +935,7 @@ def mark_trained(
 ) -> None:
     "Note the run that trained a model, in the model and in each module inside"
     for module in model.modules():
-        module.trained_in = f'{run}, {steps} steps'
+        module.trained_in = f'{run}, {steps} steps'  # type: ignore[assignment]
 
 
 def trained_before(

@@ -536,7 +536,7 @@ class Training:
         numbers = tests.numbers if tests else {}
         found = {name: v for name, v in numbers.items() if not name.startswith('seconds/')}
         if counters[end.unit] < end.amount and (early := why_early(trainer)):
-            found['stopped_early'] = early
+            return {'weights': 'last', 'steps': counters['steps'], **found, 'stopped_early': early}
         return {'weights': 'last', 'steps': counters['steps'], **found} if found else {}
 
     def close(

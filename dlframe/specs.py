@@ -557,7 +557,7 @@ def _spec_object(obj, path, seen):
 
 
 def _spec(value, path, seen):
-    "Describe what stands at `path`; `seen` contains the path of each part by its identity"
+    "Describe the value at `path`; `seen` contains the path of each part by its identity"
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, os.PathLike):
@@ -662,7 +662,7 @@ def _call(cls, kwargs):
 
 # %% ../nbs/01_specs.ipynb #8c165773
 def _build(s, path, built, packages):
-    "Build what stands at `path`; `built` contains the parts that have been built, by their paths"
+    "Build the value at `path`; `built` contains the parts that have been built, by their paths"
     if isinstance(s, list):
         return [_build(item, _join(path, i), built, packages) for i, item in enumerate(s)]
     if not isinstance(s, Mapping):

@@ -22,7 +22,7 @@ __all__ = [
 
 # %% ../nbs/10_models.ipynb #32e25d5d
 from abc import abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -173,15 +173,16 @@ def check_parts(
     **readers: nn.Module,  # Parts that read latents, by argument, with their shape in `in_shape`
 ) -> None:
     "Raise `TypeError` for a part that is no module, `ValueError` for latents of different shapes"
-    for name, part in {'encoder': encoder, 'prior': prior, **readers}.items():
+    parts: dict[str, Any] = {'encoder': encoder, 'prior': prior, **readers}
+    for name, part in parts.items():
         if not isinstance(part, nn.Module):
             raise InvalidType(
                 f'`{name}` must be a module that returns a distribution, got {part!r}'
             )
-    latents = tuple(encoder.event_shape)
-    shapes = {'prior.event_shape': prior.event_shape}
-    for name, reader in readers.items():
-        shapes[f'{name}.in_shape'] = reader.in_shape
+    latents = tuple(parts['encoder'].event_shape)
+    shapes = {'prior.event_shape': parts['prior'].event_shape}
+    for name in readers:
+        shapes[f'{name}.in_shape'] = parts[name].in_shape
     for name, shape in shapes.items():
         if tuple(shape) != latents:
             raise InvalidValue(

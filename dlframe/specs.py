@@ -62,7 +62,7 @@ def _record_arguments(
     kwargs: dict,  # Named arguments of the call
 ) -> None:
     "Record a call on `obj`; `__init__` refuses arguments that do not fit"
-    call = signature(cls.__init__)
+    call = signature(cls.__init__)  # type: ignore[misc]
     try:
         bound = call.bind(obj, *args, **kwargs)
     except TypeError:

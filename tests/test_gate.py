@@ -55,6 +55,17 @@ def test_lint():
     assert not r.returncode, r.stdout
 
 
+def test_types(tmp_path):
+    r = run('mypy', '--cache-dir', tmp_path, 'dlframe', cwd=ROOT)
+    assert not r.returncode, r.stdout
+
+
+def test_types_find_a_fault(tmp_path):
+    (tmp_path / 'fault.py').write_text('def double(x: int) -> int:\n    return str(x)\n')
+    r = run('mypy', '--config-file', ROOT / 'pyproject.toml', 'fault.py', cwd=tmp_path)
+    assert r.returncode == 1 and 'return-value' in r.stdout
+
+
 def test_lint_finds_a_fault(tmp_path):
     "The rules are those of the project, for a file of its own"
     (tmp_path / 'fault.py').write_text('import os\nvalue = None\nprint(value == None)\n')

@@ -1866,6 +1866,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'dlframe.specs.trusted': ('specs.html#trusted', 'dlframe/specs.py'),
                                'dlframe.specs.write': ('specs.html#write', 'dlframe/specs.py')},
             'dlframe.status': { 'dlframe.status.InUse': ('status.html#inuse', 'dlframe/status.py'),
+                                'dlframe.status.TrialNames': ('status.html#trialnames', 'dlframe/status.py'),
+                                'dlframe.status._in_trial': ('status.html#_in_trial', 'dlframe/status.py'),
                                 'dlframe.status.claim': ('status.html#claim', 'dlframe/status.py'),
                                 'dlframe.status.find_trial': ('status.html#find_trial', 'dlframe/status.py'),
                                 'dlframe.status.folder_name': ('status.html#folder_name', 'dlframe/status.py'),

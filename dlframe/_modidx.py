@@ -1338,7 +1338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'dlframe.prior_checks._require_prior': ( 'prior_checks.html#_require_prior',
                                                                                'dlframe/prior_checks.py'),
                                       'dlframe.prior_checks._side_by_side': ('prior_checks.html#_side_by_side', 'dlframe/prior_checks.py'),
-                                      'dlframe.prior_checks._view': ('prior_checks.html#_view', 'dlframe/prior_checks.py'),
+                                      'dlframe.prior_checks.limits': ('prior_checks.html#limits', 'dlframe/prior_checks.py'),
                                       'dlframe.prior_checks.log_aggregate': ('prior_checks.html#log_aggregate', 'dlframe/prior_checks.py')},
             'dlframe.priors': { 'dlframe.priors.ARDPrior': ('priors.html#ardprior', 'dlframe/priors.py'),
                                 'dlframe.priors.ARDPrior.__init__': ('priors.html#ardprior.__init__', 'dlframe/priors.py'),

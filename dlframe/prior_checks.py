@@ -6,6 +6,7 @@
 __all__ = [
     'log_aggregate',
     'AggregatePosterior',
+    'limits',
     'Indexed',
     'IndexEntropy',
     'Conditions',
@@ -122,12 +123,12 @@ class AggregatePosterior(Evaluator):
 
 
 # %% ../nbs/34_prior_checks.ipynb #pc13
-def _view(
+def limits(
     *sets: Tensor,  # Points, `[n, 2]` each
     # Share of the points of each set that is in view, in each direction
     inside: float = 0.99,
 ) -> Tensor:  # Lower and upper limits of both axes, `[2, 2]`
-    "A view of nearly all points of all sets, with a margin of a tenth"
+    "Compute a view of nearly all points of all sets, with a margin of a tenth"
     tails = [(1 - inside) / 2, (1 + inside) / 2]
     lower = []
     upper = []
@@ -149,7 +150,7 @@ def _side_by_side(
     "Draw both sets in the plane of the codes, in two panels"
     z, names = plane(codes.float())
     s, _ = plane(samples.float(), of=codes.float())
-    (left, low), (right, high) = _view(z, s).tolist()
+    (left, low), (right, high) = limits(z, s).tolist()
     fig, axes = plt.subplots(1, 2, figsize=(5, 2.5), dpi=65, sharex=True, sharey=True)
     for ax, points, name in zip(axes, (z, s), ('codes', 'prior')):
         ax.scatter(*points.cpu().T, s=3, alpha=0.5, lw=0, rasterized=True)

@@ -284,7 +284,7 @@ class Output(LocalHandler):
             return
         # The folder of `papermill --cwd` does not apply to the output
         self._cwd = papermill_io.get_handler('local')._cwd
-        path = Path(self._cwd or '.', name).resolve()
+        path = Path(self._cwd or '.', str(name)).resolve()
         if path.is_file() or not path.exists():
             self.path = path
         self.lock = FileLock(path.with_name(f'.{path.name}.lock'))
@@ -316,7 +316,7 @@ class Output(LocalHandler):
 
     def give_back(self) -> None:
         "Release the path; a second call has no effect"
-        if not self.path or not self.lock.is_locked:
+        if not self.path or not self.lock or not self.lock.is_locked:
             return
         papermill_io._handlers.remove((self.name, self))
         self._release()

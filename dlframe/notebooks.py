@@ -190,7 +190,7 @@ def complete_parts() -> None:
     if not hasattr(completer, 'policy_overrides'):
         return
     key = 'allowed_getattr_external'
-    default = getattr(EVALUATION_POLICIES[completer.evaluation], key, set())
+    default: set = getattr(EVALUATION_POLICIES[completer.evaluation], key, set())
     allowed = completer.policy_overrides.get(key) or default
     allowed = {*allowed, ('torch',), ('pytorch_lightning',)}
     completer.policy_overrides = {**completer.policy_overrides, key: allowed}
@@ -214,7 +214,9 @@ def _ending(
         return 'failed'
     if not error.code:
         return ''
-    by_status = {128 + getattr(signal, name, -1): end for name, end in _ends.items()}
+    by_status: dict[str | int, str] = {
+        128 + getattr(signal, name, -1): end for name, end in _ends.items()
+    }
     return by_status.get(error.code, 'failed')
 
 

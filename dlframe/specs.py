@@ -37,6 +37,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from textwrap import indent
 from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import yaml
 
@@ -694,7 +695,7 @@ def build(
     # Packages to trust besides `allowed_packages`, or files; `'__main__'` for classes defined in
     # this notebook
     packages: str | os.PathLike | Iterable[str | os.PathLike] = (),
-) -> object:  # The object, with all objects inside it
+) -> Any:  # The object, with all objects inside it
     "Build the object that `s` describes; errors contain the path in `s`"
     try:
         return _build(s, '', {}, trusted(packages))

@@ -263,7 +263,7 @@ class ConditionalSamples(Evaluator):
         if isinstance(keep, (list, tuple)):
             self.keep = wholes('keep', keep, least=0)
         else:
-            self.keep = whole('keep', keep)
+            self.keep = whole('keep', keep)  # type: ignore[arg-type]
         self.columns = whole('columns', columns)
         self.shown = whole('shown', shown)
 

@@ -1490,6 +1490,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'dlframe/predictions.py'),
                                      'dlframe.predictions.Landmarks._check_points': ( 'predictions.html#landmarks._check_points',
                                                                                       'dlframe/predictions.py'),
+                                     'dlframe.predictions.Landmarks._found': ( 'predictions.html#landmarks._found',
+                                                                               'dlframe/predictions.py'),
                                      'dlframe.predictions.Landmarks.evaluate': ( 'predictions.html#landmarks.evaluate',
                                                                                  'dlframe/predictions.py'),
                                      'dlframe.predictions.Predictions': ('predictions.html#predictions', 'dlframe/predictions.py'),

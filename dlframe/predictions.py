@@ -410,14 +410,7 @@ class Landmarks(Predictions):
         self.deviations = real('deviations', deviations, above=0)
 
     def evaluate(self, optimization):
-        parts: dict[str, list[Tensor]] = {'x': [], 'y': [], 'mean': [], 'scale': []}
-        for batch in self.read(optimization):
-            p, y = self.compare(optimization, batch)
-            parts['x'].append(batch['x'])
-            parts['y'].append(y)
-            parts['mean'].append(p.mean)
-            parts['scale'].append(p.variance.sqrt())
-        found = {name: torch.cat(tensors) for name, tensors in parts.items()}
+        found = self._found(optimization)
         self._check_points(found['y'])
         x = as_images(found['x'], self.split).float().cpu()
         size = torch.tensor([x.shape[-1], x.shape[-2]])
@@ -429,6 +422,17 @@ class Landmarks(Predictions):
         true = in_pixels('y') - 0.5
         predicted = in_pixels('mean') - 0.5
         return Figure(_draw_points(x, true, predicted, self.deviations * in_pixels('scale')))
+
+    def _found(self, optimization) -> dict[str, Tensor]:
+        "Return pictures `x`, targets `y`, and `mean` and `scale` of the predictions"
+        parts: dict[str, list[Tensor]] = {'x': [], 'y': [], 'mean': [], 'scale': []}
+        for batch in self.read(optimization):
+            p, y = self.compare(optimization, batch)
+            parts['x'].append(batch['x'])
+            parts['y'].append(y)
+            parts['mean'].append(p.mean)
+            parts['scale'].append(p.variance.sqrt())
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
     def _check_points(self, y: Tensor) -> None:
         "Raise `InvalidValue` unless each row of `y` holds points"

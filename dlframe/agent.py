@@ -36,7 +36,7 @@ from .samplers import stop
 from .status import requeue
 from .sweeps import Choice, Sweep, check_executable, read_sweep
 from .trials import Agents, Taken, Trials, recover_trials
-from .validation import InvalidValue, nearest, shortened, shown, whole
+from .validation import InvalidValue, check_int, nearest, short_repr, shorten
 
 
 # %% ../nbs/73_agent.ipynb #a4a11b1a
@@ -158,7 +158,7 @@ def _never_logged(
     lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
     first_column = {line.split(',')[0] for line in lines[1:]}
     names = sorted(n for n in first_column if '/' in n)
-    logged = shortened(', '.join(names)) or 'nothing'
+    logged = shorten(', '.join(names)) or 'nothing'
     message = f'{name} was never logged in {path}, which has {logged}'
     similar = nearest(name, names)
     return f'{message}; did you mean {similar}?' if similar else message
@@ -488,7 +488,7 @@ class Agent:
                     self.stop_jobs()
                     raise
                 if self.record_error != str(e):
-                    reason = shortened(str(e).splitlines()[0])
+                    reason = shorten(str(e).splitlines()[0])
                     self.say(f'the record is out of reach, trying again: {reason}')
                 self.record_error = str(e)
                 time.sleep(min(1.0, self.agents.patience / 10))
@@ -552,7 +552,7 @@ class Agent:
             self.say('1 trials save and stop; once more kills them')
         varied = _varied_parameters(self.sweep, taken.config)
         config = ', '.join(f'{k} {v}' for k, v in varied.items())
-        self.say(f'{taken.run} {verb}: {shortened(config, 150)}')
+        self.say(f'{taken.run} {verb}: {shorten(config, 150)}')
 
     def check_job(
         self,
@@ -635,7 +635,7 @@ class Agent:
         self.say(_describe_progress(self.trials))
         if self.signal and self.count_unfinished():
             words = shlex.join([str(self.sweep.file), str(self.folder)])
-            self.say(f'go on with: dlframe-agent {words}')
+            self.say(f'resume with: dlframe-agent {words}')
         if self.signal == signal.SIGUSR1:
             requeue()
 
@@ -664,7 +664,8 @@ def _parse_devices(text):
     for d in devices:
         if d != 'cpu' and not re.fullmatch(r'\d+|(GPU|MIG)-[\w/-]+', d):
             raise InvalidValue(
-                f'`devices` must be numbers of GPUs or cpu, joined by commas, got {shown(text)}'
+                '`devices` must be numbers of GPUs or cpu, joined by commas, got '
+                f'{short_repr(text)}'
             )
     return devices
 
@@ -675,7 +676,7 @@ def _sweep_folder(file, folder):
     if not re.fullmatch(r'\w[\w.-]{,60}', folder.name):
         raise InvalidValue(
             "`folder` must have a name of letters, digits and any of '.-_', got "
-            f'{shown(folder.name)}'
+            f'{short_repr(folder.name)}'
         )
     if not folder.exists():
         return folder
@@ -749,7 +750,7 @@ def _run_agent(args):
     programs = [str(Path(sys.executable).parent), os.environ.get('PATH', os.defpath)]
     check_executable(sweep.command, path=os.pathsep.join(programs))
     folder = _sweep_folder(args.file, args.folder)
-    most = math.inf if args.trials is None else whole('trials', args.trials)
+    most = math.inf if args.trials is None else check_int('trials', args.trials)
     folder.mkdir(parents=True, exist_ok=True)
     with Agents(folder, args.patience, len(devices)) as agents:
         trials = Trials(sweep, agents, folder, args.storage, args.search, args.by)

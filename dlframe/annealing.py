@@ -30,7 +30,7 @@ from torch.distributions import Distribution
 
 from .distributions import log_mean_exp, validation
 from .models import prior_of, require_density
-from .validation import InvalidValue, known, real, whole
+from .validation import InvalidValue, check_choice, check_int, check_number
 
 
 # %% ../nbs/15_annealing.ipynb #fb210224
@@ -39,8 +39,8 @@ def temperatures(
     schedule: str = 'sigmoid',  # `'sigmoid'`, with small steps at both ends, or `'linear'`
 ) -> list[float]:  # `n_steps + 1` numbers, from 0 to 1
     "Return the exponents $t$ of the likelihood, from 0 to 1"
-    known('schedule', schedule, ('sigmoid', 'linear'))
-    ramp = torch.linspace(-1, 1, whole('n_steps', n_steps) + 1, dtype=torch.float64)
+    check_choice('schedule', schedule, ('sigmoid', 'linear'))
+    ramp = torch.linspace(-1, 1, check_int('n_steps', n_steps) + 1, dtype=torch.float64)
     # the logistic function between -4 and 4
     if schedule == 'sigmoid':
         ramp = torch.tanh(2 * ramp)
@@ -227,10 +227,10 @@ def check_annealing(
     acceptance: float = 0.65,  # Share of steps
 ) -> None:
     "Raise `InvalidType` or `InvalidValue` for invalid arguments of `annealed_log_weights`"
-    whole('n_chains', n_chains)
-    whole('n_leaps', n_leaps)
-    real('size', size, above=0)
-    if not 0 < real('acceptance', acceptance) < 1:
+    check_int('n_chains', n_chains)
+    check_int('n_leaps', n_leaps)
+    check_number('size', size, above=0)
+    if not 0 < check_number('acceptance', acceptance) < 1:
         raise InvalidValue(f'`acceptance` must be between 0 and 1, got {acceptance}')
     require_density(getattr(model, 'prior', None), 'annealing')
     if model is not None:
@@ -313,7 +313,7 @@ def simulated(
 ) -> tuple[Tensor, Tensor]:
     "Draw latents from the prior, and data from the decoder's distribution given these"
     with torch.no_grad(), validation(False):
-        z = prior_of(model, 'simulated data').sample((whole('n', n),))
+        z = prior_of(model, 'simulated data').sample((check_int('n', n),))
         decode: Any = model.decode
         return z, decode(z).sample()
 

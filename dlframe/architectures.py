@@ -42,7 +42,15 @@ from dlframe.distributions import (
     head,
 )
 from .specs import Part
-from .validation import InvalidType, InvalidValue, known, real, shown, whole, wholes
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    check_choice,
+    check_int,
+    check_ints,
+    check_number,
+    short_repr,
+)
 
 
 # %% ../nbs/03_architectures.ipynb #8a7237a7
@@ -58,7 +66,7 @@ def _activation(
 ) -> nn.Module:  # The module
     "Make an activation by its name in `torch.nn`; raises `UnknownName` for others"
     names = [k for k, v in vars(nn.modules.activation).items() if _is_activation(v)]
-    cls = getattr(nn, known('activation', name, names))
+    cls = getattr(nn, check_choice('activation', name, names))
     return cls(dim) if cls is nn.GLU else cls()
 
 
@@ -140,8 +148,8 @@ def initialize(
     `InvalidType` if other layers have matrices
     """
     if not isinstance(module, nn.Module):
-        raise InvalidType(f'`module` must be a module of torch, got {shown(module)}')
-    if known('init', init, _inits) == 'torch':
+        raise InvalidType(f'`module` must be a module of torch, got {short_repr(module)}')
+    if check_choice('init', init, _inits) == 'torch':
         return module
     vectors = _vectors(module)
     draw = _glorot if init == 'glorot' else _he
@@ -167,8 +175,8 @@ class MLP(Part, nn.Module):
         init: str | None = None,
     ):
         super().__init__()
-        self.in_shape = tuple(wholes('in_shape', in_shape))
-        sizes = [math.prod(self.in_shape), *wholes('widths', widths)]
+        self.in_shape = tuple(check_ints('in_shape', in_shape))
+        sizes = [math.prod(self.in_shape), *check_ints('widths', widths)]
         self.out_shape = (sizes[-1],)
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
@@ -198,7 +206,7 @@ class _Kernel(NamedTuple):
 
 def _per_layer(argument: str, value, n: int, least: int) -> list[int]:
     "Return a list with one number per layer; raises `InvalidValue` for a list of another length"
-    values = wholes(argument, [value] * n if isinstance(value, int) else value, least)
+    values = check_ints(argument, [value] * n if isinstance(value, int) else value, least)
     if len(values) != n:
         raise InvalidValue(
             f'`{argument}` must have one entry for each of the {n} channels, got {values}'
@@ -245,8 +253,8 @@ class Conv(Part, nn.Module):
         init: str | None = None,
     ):
         super().__init__()
-        self.in_shape = tuple(wholes('in_shape', in_shape))
-        channels = wholes('channels', channels)
+        self.in_shape = tuple(check_ints('in_shape', in_shape))
+        channels = check_ints('channels', channels)
         if len(self.in_shape) != 3:
             raise InvalidValue(f'`in_shape` must be (C, H, W), got {self.in_shape}')
         in_channels, height, width = self.in_shape
@@ -304,7 +312,7 @@ def _growing_layers(
 
 def _image_size(size: Sequence[int]) -> list[int]:
     "Return `size` as a list; raises `InvalidValue` if it is not height and width"
-    sizes = wholes('size', size)
+    sizes = check_ints('size', size)
     if len(sizes) != 2:
         raise InvalidValue(f'`size` must be (H, W), got {sizes}')
     return sizes
@@ -332,9 +340,9 @@ class Deconv(Part, nn.Module):
         init: str | None = None,
     ):
         super().__init__()
-        self.in_shape = tuple(wholes('in_shape', in_shape))
+        self.in_shape = tuple(check_ints('in_shape', in_shape))
         size = _image_size(size)
-        channels = wholes('channels', channels)
+        channels = check_ints('channels', channels)
         if not channels:
             raise InvalidValue('`channels` must have at least one entry, got []')
         kernels = _kernels(len(channels), kernel_size, stride, padding)
@@ -381,12 +389,12 @@ def _log_scale_limits(head: Head, limits) -> tuple[float, float]:
     if not isinstance(head, NormalHead) or head.log_scale is not None:
         raise InvalidType(
             f'`log_scale_limits` must be None for a {type(head).__name__}, which learns '
-            f'no log scale of a normal, got {shown(limits)}'
+            f'no log scale of a normal, got {short_repr(limits)}'
         )
     if not isinstance(limits, (list, tuple)) or len(limits) != 2:
-        raise InvalidValue(f'`log_scale_limits` must be two numbers, got {shown(limits)}')
-    low = real('log_scale_limits[0]', limits[0])
-    return low, real('log_scale_limits[1]', limits[1], above=low)
+        raise InvalidValue(f'`log_scale_limits` must be two numbers, got {short_repr(limits)}')
+    low = check_number('log_scale_limits[0]', limits[0])
+    return low, check_number('log_scale_limits[1]', limits[1], above=low)
 
 
 def _logit_limits(head: Head, least) -> tuple[float, float]:
@@ -394,9 +402,9 @@ def _logit_limits(head: Head, least) -> tuple[float, float]:
     if not isinstance(head, BernoulliHead):
         raise InvalidType(
             f'`least_probability` must be None for a {type(head).__name__}, which has '
-            f'no Bernoulli probabilities, got {shown(least)}'
+            f'no Bernoulli probabilities, got {short_repr(least)}'
         )
-    least = real('least_probability', least, above=0)
+    least = check_number('least_probability', least, above=0)
     if least >= 0.5:
         raise InvalidValue(f'`least_probability` must be less than 0.5, got {least:g}')
     logit = math.log1p(-least) - math.log(least)
@@ -441,7 +449,7 @@ class Conditional(Part, nn.Module):
             )
         self.body = body
         self.in_shape = body.in_shape
-        self.event_shape = tuple(wholes('event_shape', event_shape))
+        self.event_shape = tuple(check_ints('event_shape', event_shape))
         channelwise = len(out_shape) == 3 and out_shape[1:] == self.event_shape[1:]
         self.flatten = 0 if channelwise else len(out_shape)  # Number of dimensions
         features = out_shape[0] if channelwise else math.prod(out_shape)
@@ -526,7 +534,7 @@ def _check_events(head: Head, batch) -> None:
     "Raise `InvalidType` or `InvalidValue` if `batch` is not a batch of events"
     if not isinstance(batch, Tensor):
         raise InvalidType(
-            f'`values` must be batches, which are tensors, got {shown(batch)} among them'
+            f'`values` must be batches, which are tensors, got {short_repr(batch)} among them'
         )
     if batch.shape[1:] != head.event_shape:
         raise InvalidValue(
@@ -621,7 +629,7 @@ def _body(
 ) -> nn.Module:
     "Make a body by its name; raises `UnknownName` for others"
     bodies = {'mlp': MLP, 'conv': Conv}
-    cls = bodies[known(argument, name, bodies)]
+    cls = bodies[check_choice(argument, name, bodies)]
     return cls(in_shape, widths, activation=activation, init=init)
 
 
@@ -638,7 +646,7 @@ def encoder(
     **options,  # Other arguments of `Conditional` and of the head
 ) -> Conditional:  # q(z|x)
     "Make a network from data to a distribution of latents"
-    event_shape = (whole('z_dim', z_dim),)
+    event_shape = (check_int('z_dim', z_dim),)
     body = _body('encoder', name, in_shape, widths, activation, init)
     return Conditional(body, event_shape, head, **options)
 
@@ -656,10 +664,10 @@ def decoder(
     **options,  # Other arguments of `Conditional` and of the head
 ) -> Conditional:  # p(x|z)
     "Make a network from latents to a distribution of data"
-    in_shape = (whole('z_dim', z_dim),)
-    event_shape = wholes('out_shape', out_shape)
+    in_shape = (check_int('z_dim', z_dim),)
+    event_shape = check_ints('out_shape', out_shape)
     body: nn.Module
-    if known('decoder', name, ('mlp', 'deconv')) == 'mlp':
+    if check_choice('decoder', name, ('mlp', 'deconv')) == 'mlp':
         body = MLP(in_shape, widths, activation=activation, init=init)
     else:
         body = Deconv(in_shape, event_shape[1:], widths, activation=activation, init=init)
@@ -692,7 +700,7 @@ def predictor(
     if target == 'classes':
         options['classes'] = n
     else:
-        event_shape = (whole(target, n),)
+        event_shape = (check_int(target, n),)
     body = _body('predictor', name, in_shape, widths, activation, init)
     return Conditional(body, event_shape, heads[target], **options)
 

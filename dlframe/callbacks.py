@@ -50,7 +50,7 @@ from .goals import find_goal
 from .optimization import generators
 from .specs import Part
 from .triggers import Duration, Trigger, check_unit, duration
-from .validation import InvalidType, InvalidValue, known, real, shown
+from .validation import InvalidType, InvalidValue, check_choice, check_number, short_repr
 
 
 # %% ../nbs/44_callbacks.ipynb #f2465e5d
@@ -318,7 +318,7 @@ class LogTerms(Measurement):
         reduce: str = 'mean',
     ):
         super().__init__(every, 'train')
-        self.reduce = known('reduce', reduce, ('mean', 'last'))
+        self.reduce = check_choice('reduce', reduce, ('mean', 'last'))
         self.steps: list[dict[str, _StepTerm]] = []  # the terms of each step of this period
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -432,10 +432,11 @@ def _is_file_name(text: str) -> bool:
 def _check_logged_name(name) -> None:
     "Raise `InvalidType` or `InvalidValue` for a name under which no file can be logged"
     if name is not None and not isinstance(name, str):
-        raise InvalidType(f'`name` must be a text, got {shown(name)}')
+        raise InvalidType(f'`name` must be a text, got {short_repr(name)}')
     if name and not all(map(_is_file_name, name.split('/'))):
         raise InvalidValue(
-            f"`name` must be file names joined by '/', each of at most 200 bytes, got {shown(name)}"
+            "`name` must be file names joined by '/', each of at most 200 bytes, got "
+            f'{short_repr(name)}'
         )
 
 
@@ -549,12 +550,12 @@ class StopEarly(Part, Callback):
     ):
         if not isinstance(metric, str):
             raise InvalidType(
-                f"`metric` must be a logged name like 'valid/loss', got {shown(metric)}"
+                f"`metric` must be a logged name like 'valid/loss', got {short_repr(metric)}"
             )
         self.metric = metric
         self.patience = duration(patience, 'patience')
         self.goal = find_goal(metric, goal)
-        self.min_delta = real('min_delta', min_delta, least=0)
+        self.min_delta = check_number('min_delta', min_delta, least=0)
         self.best: float | None = None  # the best value
         self.since: Any = None  # counters at the best, or at the first value
         self.stopped: dict[str, float] | None = None  # counters at the end
@@ -585,7 +586,7 @@ class StopEarly(Part, Callback):
                 by_metric[f'{measurement.name}/{term}'] = measurement
         measured = [m for m in unnamed if m.covers(self.metric)]
         if not measured:
-            known('metric', self.metric, [*by_metric, *(m.name for m in unnamed)])
+            check_choice('metric', self.metric, [*by_metric, *(m.name for m in unnamed)])
         if self.metric in by_metric:
             measured = [by_metric[self.metric]]
         if all(m.trigger is None for m in measured):
@@ -620,7 +621,7 @@ class StopEarly(Part, Callback):
         if _is_awaited(trainer, self.metric):
             return
         names = chain.from_iterable(m.numbers for m in _measurements(trainer))
-        known('metric', self.metric, [n for n in names if not n.startswith('seconds/')])
+        check_choice('metric', self.metric, [n for n in names if not n.startswith('seconds/')])
 
     def _compare(self, value, counters):
         "Compare a new value with the best, and end training if patience is over"

@@ -19,7 +19,7 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from .files import Damaged, save_whole, verify
-from .validation import InvalidValue, shown
+from .validation import InvalidValue, short_repr
 
 # %% ../nbs/43_checkpoints.ipynb #64e0bda1
 # Entries of a run's checkpoint
@@ -60,7 +60,7 @@ def _check_entries(file, saved, needed):
     "Raise `Damaged` for a checkpoint without one of the entries"
     rule = f'{file} must be a checkpoint with {", ".join(needed)}'
     if not isinstance(saved, dict):
-        raise Damaged(f'{rule}, got {shown(saved, 100)}')
+        raise Damaged(f'{rule}, got {short_repr(saved, 100)}')
     if missing := [name for name in needed if name not in saved]:
         raise Damaged(f'{rule}, got one without {", ".join(missing)}')
 
@@ -147,7 +147,7 @@ def _sort_metadata(file):
         if len(text) > length:
             raise InvalidValue(
                 "the names of the model's parts must be plain text, got "
-                f'{shown([*header["__metadata__"]])}'
+                f'{short_repr([*header["__metadata__"]])}'
             )
         f.seek(8)
         f.write(text.ljust(length))

@@ -23,7 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from .devices import find_device
 from .specs import Part
-from .validation import InvalidType, InvalidValue, known, real, shown, whole
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    check_choice,
+    check_int,
+    check_number,
+    short_repr,
+)
 
 
 # %% ../nbs/21_data.ipynb #5e0e2d00
@@ -136,7 +143,7 @@ class Items(Dataset):
         self.read: Callable[[int], Mapping]
         if n is not None:
             self.read = source
-            self.n = whole('n', n)
+            self.n = check_int('n', n)
         elif hasattr(source, '__getitem__'):
             self.read = source.__getitem__
             self.n = len(source)
@@ -194,7 +201,7 @@ class Items(Dataset):
 # %% ../nbs/21_data.ipynb #506c5cc0
 def _missing_declaration(owner, where, key, value_range, white_levels):
     "The error for bytes without a declaration"
-    line = f'white_level = {shown({**white_levels, key: 255})}'
+    line = f'white_level = {short_repr({**white_levels, key: 255})}'
     low, high = value_range
     return InvalidValue(
         f'`white_level` of {owner} must have an entry for {key!r}, which holds whole numbers from '
@@ -246,10 +253,10 @@ def _check_white_levels(owner, white_levels):
     if not isinstance(white_levels, Mapping):
         raise InvalidType(
             f"`white_level` of {owner} must be a mapping such as {{'x': 255}}, "
-            f'got {shown(white_levels)}'
+            f'got {short_repr(white_levels)}'
         )
     for key, level in white_levels.items():
-        real(f'white_level[{key!r}]', level, above=0)
+        check_number(f'white_level[{key!r}]', level, above=0)
 
 
 def _check_declared(owner, where, key, value_range, level, complete):
@@ -293,7 +300,7 @@ def _check_undeclared(owner, where, key, values, white_levels):
         raise _missing_declaration(owner, where, key, (low, high), white_levels)
     may_be_pixels = values.ndim > 1 and high > 1
     if may_be_pixels:
-        line = f'white_level = {shown({**white_levels, key: 255})}'
+        line = f'white_level = {short_repr({**white_levels, key: 255})}'
         warnings.warn(
             f'{key!r} of {owner} is not divided: {where} holds whole numbers '
             f'from {low} to {high}. If these are pixels, add `{line}` to the class',
@@ -344,7 +351,7 @@ class Data(Part):
 
     def _open_joined(self, names):
         "The rows of one split, or of several"
-        first, *others = [known('split', name, self.splits) for name in names]
+        first, *others = [check_choice('split', name, self.splits) for name in names]
         if not others:
             return _as_split(self.open(first))
         joined = self[first]
@@ -451,13 +458,13 @@ class Loader:
         world: int = 1,  # Number of processes that train together
     ):
         self.split = split
-        self.batch_size = whole('batch_size', batch_size)
+        self.batch_size = check_int('batch_size', batch_size)
         self.shuffle = shuffle
-        self.seed = whole('seed', seed, least=0)
-        self.workers = whole('workers', workers, least=0)
+        self.seed = check_int('seed', seed, least=0)
+        self.workers = check_int('workers', workers, least=0)
         self.pin_memory = pin_memory
-        self.rank = whole('rank', rank, least=0)
-        self.world = whole('world', world)
+        self.rank = check_int('rank', rank, least=0)
+        self.world = check_int('world', world)
         if rank >= world:
             raise InvalidValue(f'`rank` must be less than `world`, {world}, got {rank}')
         if batch_size < world:

@@ -15,7 +15,7 @@ import torch
 from .data import Data, Split
 from .faces import CelebA
 from .image_sets import Digits, TorchvisionImages, torchvision_sets
-from .validation import InvalidValue, MissingFile, known
+from .validation import InvalidValue, MissingFile, check_choice
 
 
 # %% ../nbs/24_datasets.ipynb #a1c42402
@@ -72,9 +72,9 @@ def dataset(
     """Make a data set by its name; raises `UnknownName`, with the nearest name, for an unknown set
     or option
     """
-    known('dataset', name, [*own_sets, *torchvision_sets])
+    check_choice('dataset', name, [*own_sets, *torchvision_sets])
     for option in options:
-        known(f'{name} option', option, _options_of(name))
+        check_choice(f'{name} option', option, _options_of(name))
     return own_sets[name](**options) if name in own_sets else TorchvisionImages(name, **options)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .specs import parse, read
-from .validation import InvalidType, InvalidValue, known, whole
+from .validation import InvalidType, InvalidValue, check_choice, check_int
 
 # %% ../nbs/20_devices.ipynb #4d13b304
 _accelerators = ('auto', 'cpu', 'gpu', 'cuda', 'mps', 'tpu')
@@ -63,12 +63,12 @@ class Device:
         for field in fields(self):
             value = _convert(field.name, getattr(self, field.name), field.type)
             object.__setattr__(self, field.name, value)
-        known('accelerator', self.accelerator, _accelerators)
-        known('precision', self.precision, _precisions)
-        known('strategy', self.strategy, _strategies)
-        whole('devices', self.devices)
-        whole('workers', self.workers, least=0)
-        whole('threads', self.threads, least=0)
+        check_choice('accelerator', self.accelerator, _accelerators)
+        check_choice('precision', self.precision, _precisions)
+        check_choice('strategy', self.strategy, _strategies)
+        check_int('devices', self.devices)
+        check_int('workers', self.workers, least=0)
+        check_int('threads', self.threads, least=0)
         for flag in 'download', 'pin_memory':
             if not isinstance(getattr(self, flag), bool):
                 raise InvalidType(f'`{flag}` must be true or false, got {getattr(self, flag)!r}')
@@ -108,11 +108,11 @@ def _profiles_file(file: str | Path | None) -> Path:
 def _settings_of(name, profiles, file):
     "The settings of a profile; raises `UnknownName` for unknown profiles and settings"
     if name not in profiles:
-        known(f'DEVICE_NAME (profiles of {file})', name, profiles)
+        check_choice(f'DEVICE_NAME (profiles of {file})', name, profiles)
     settings = dict(profiles[name] or {})
     names = [field.name for field in fields(Device)][1:]
     for key in settings:
-        known(f'{name} (in {file})', key, names)
+        check_choice(f'{name} (in {file})', key, names)
     return settings
 
 

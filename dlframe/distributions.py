@@ -48,7 +48,15 @@ from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.kl import register_kl
 
 from .specs import Part
-from .validation import InvalidType, InvalidValue, known, real, whole, wholes, with_article
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    check_choice,
+    check_int,
+    check_ints,
+    check_number,
+    with_article,
+)
 
 
 # %% ../nbs/02_distributions.ipynb #f5191865
@@ -608,10 +616,10 @@ class Head(Part, nn.Module):
         n_parameters: int = 1,  # Parameters of the distribution for each number in an event
     ):
         super().__init__()
-        self.features = whole('features', features)
+        self.features = check_int('features', features)
         self.channelwise = channelwise
         self.n_parameters = n_parameters
-        self.event_shape = tuple(wholes('event_shape', event_shape))
+        self.event_shape = tuple(check_ints('event_shape', event_shape))
         if channelwise and len(self.event_shape) != 3:
             raise InvalidValue(
                 f'`event_shape` must be (C, H, W) for a channel-wise head, got {self.event_shape}'
@@ -655,7 +663,7 @@ class NormalHead(Head):
         scale: float | None = None,
     ):
         super().__init__(features, event_shape, channelwise, n_parameters=1 if scale else 2)
-        self.log_scale = None if scale is None else math.log(real('scale', scale, above=0))
+        self.log_scale = None if scale is None else math.log(check_number('scale', scale, above=0))
 
     def forward(
         self,
@@ -1470,7 +1478,7 @@ class CategoricalHead(Head):
         channelwise: bool = False,  # True for maps `[..., features, H, W]`
         classes: int = 10,  # Number of classes; values are whole numbers from 0
     ):
-        n_parameters = whole('classes', classes, 2)
+        n_parameters = check_int('classes', classes, 2)
         super().__init__(features, event_shape, channelwise, n_parameters)
 
     def forward(
@@ -1512,5 +1520,5 @@ def head(
     **options,  # Other arguments of the head: `scale`, `classes`
 ) -> Head:  # The head
     "Make a head by its name; raises `UnknownName`, with the nearest name, for any other"
-    cls = name if isinstance(name, type) else heads[known('head', name, heads)]
+    cls = name if isinstance(name, type) else heads[check_choice('head', name, heads)]
     return cls(features, event_shape, channelwise, **options)

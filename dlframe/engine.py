@@ -51,7 +51,7 @@ from dlframe.parameter_checks import (
     types_in,
 )
 from .status import find_trial, online
-from .validation import known, shown
+from .validation import check_choice, short_repr
 from .wandb_status import report
 
 
@@ -118,10 +118,10 @@ def _check_passed(
     try:
         check_declaration(source)
         for name in passed:
-            known('parameters', name, types)
+            check_choice('parameters', name, types)
         for cell in injected:
             for name, value in _read_injected(cell).items():
-                read_value(name, value, types[known('parameters', name, types)])
+                read_value(name, value, types[check_choice('parameters', name, types)])
     except (KeyError, ParameterError) as e:
         raise RefusedParameter(str(e)) from None
 
@@ -215,7 +215,7 @@ def _changes(before, now) -> list[str]:
         same = json.dumps(before.get(name)) == json.dumps(now.get(name))
         if same and (name in before) == (name in now):
             continue
-        old = f'{name} {shown(before[name], 60)}' if name in before else f'without {name}'
+        old = f'{name} {short_repr(before[name], 60)}' if name in before else f'without {name}'
         changes.append(old)
     return changes
 

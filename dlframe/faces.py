@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from .data import Data, Items
 from .devices import find_device
 from .image_sets import as_bytes, fetch
-from .validation import InvalidValue, MissingFile, known, whole
+from .validation import InvalidValue, MissingFile, check_choice, check_int
 
 # %% ../nbs/23_faces.ipynb #da8cec49
 attribute_names = (
@@ -258,8 +258,8 @@ def synthetic_celeba(
     seed: int = 0,  # Of the faces
 ) -> None:
     "Draw simple faces and write them in the layout of CelebA, for tests without the data"
-    rng = np.random.default_rng(whole('seed', seed, least=0))
-    faces = [_Face.random(rng) for _ in range(whole('n', n, least=10))]
+    rng = np.random.default_rng(check_int('seed', seed, least=0))
+    faces = [_Face.random(rng) for _ in range(check_int('n', n, least=10))]
     attributes = np.full((n, len(attribute_names)), -1)
     for row, face in zip(attributes, faces):
         for name in face.attributes | {face.hair}:
@@ -502,9 +502,9 @@ class CelebA(Data):
         # Read a split once, at the first use, and keep it? At 64 pixels `train` takes 2 GB
         in_memory: bool = False,
     ):
-        self.target = known('target', target, ['attributes', 'landmarks', *attribute_names])
-        self.pixels = whole('pixels', pixels)
-        self.crop = whole('crop', crop)
+        self.target = check_choice('target', target, ['attributes', 'landmarks', *attribute_names])
+        self.pixels = check_int('pixels', pixels)
+        self.crop = check_int('crop', crop)
         self.flip = flip
         self.root = root
         self.in_memory = in_memory

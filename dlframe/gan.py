@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from .distributions import centre, kl
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
-from .validation import InvalidValue, known, real
+from .validation import InvalidValue, check_choice, check_number
 
 
 # %% ../nbs/14_gan.ipynb #0cadc9b8
@@ -97,7 +97,7 @@ def _cross_entropy(
 def _terms(model, batch, player):
     "The terms of `player`, or of all under dotted names, and `loss`, the sum of their losses"
     if player is not None:
-        terms_of = getattr(model, f'_{known("player", player, model.players)}_terms')
+        terms_of = getattr(model, f'_{check_choice("player", player, model.players)}_terms')
         return terms_of(batch['x'])
     losses = []
     named = {}
@@ -141,7 +141,7 @@ class VAEGAN(Model):
         self.decoder = decoder
         self.discriminator = discriminator
         self.prior = prior
-        self.gamma = real('gamma', gamma, least=0)
+        self.gamma = check_number('gamma', gamma, least=0)
         self.beta = weight('beta', beta)
 
     def forward(

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from math import isfinite
 from numbers import Real
 
-from .validation import InvalidValue, known
+from .validation import InvalidValue, check_choice
 
 # %% ../nbs/09_goals.ipynb #a4536ac7
 goals = 'minimize', 'maximize'
@@ -56,10 +56,10 @@ def value(
     by: str = 'last',  # `'last'` or `'best'`
 ) -> float | None:  # `None` without a finite number
     "Return the value by which a run is compared: its last one, or its best one"
-    best = max if known('goal', goal, goals) == 'maximize' else min
+    best = max if check_choice('goal', goal, goals) == 'maximize' else min
     numbers = measured(history)
     finite = finite_numbers(numbers)
-    if known('by', by, ways) == 'best':
+    if check_choice('by', by, ways) == 'best':
         return best(finite, default=None)
     return finite[-1] if numbers and _is_finite(numbers[-1]) else None
 
@@ -113,7 +113,7 @@ def find_goal(
 ) -> str:  # `'minimize'` or `'maximize'`
     "Return the given goal, or the metric's own; raises `InvalidValue` without either"
     if goal is not None:
-        return known(argument, goal, goals)
+        return check_choice(argument, goal, goals)
     if own := known_goal(metric):
         return own
     raise InvalidValue(

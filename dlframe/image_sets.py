@@ -34,7 +34,14 @@ from torch import Tensor
 
 from .data import Data
 from .devices import find_device
-from .validation import InvalidType, InvalidValue, MissingFile, known, real, whole
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    MissingFile,
+    check_choice,
+    check_int,
+    check_number,
+)
 
 
 # %% ../nbs/22_image_sets.ipynb #a1d49398
@@ -46,7 +53,7 @@ def _check_pixels(
     "Raise `UnknownName` or `InvalidValue` unless the two arguments fit together"
     if isinstance(binarize, bool):
         binarize = 'dynamic' if binarize else ''
-    known('binarize', binarize, ('', 'dynamic', 'static'))
+    check_choice('binarize', binarize, ('', 'dynamic', 'static'))
     if binarize and dequantize:
         raise InvalidValue(
             f'`dequantize` must be False where `binarize` is {binarize!r}: there are no grey '
@@ -526,7 +533,7 @@ def _check_split(root, folder, train_classes, is_train):
             f'got {folder} with {_names(classes)}'
         )
     for p in classes:
-        known(f'class in {folder}', p.name, train_classes)
+        check_choice(f'class in {folder}', p.name, train_classes)
     _check_classes(root, classes)
 
 
@@ -571,7 +578,7 @@ def _number_as_in_training(
     train_classes = sorted(p.name for p in train.iterdir() if p.is_dir())
     numbers = {}
     for label in sorted({label for _, label in source.samples}):
-        name = known('class', source.classes[label], train_classes)
+        name = check_choice('class', source.classes[label], train_classes)
         numbers[label] = train_classes.index(name)
     source.target_transform = numbers.__getitem__
 
@@ -664,8 +671,8 @@ class TorchvisionImages(Data):
         split_folders: bool = True,
         **options,  # Further arguments of torchvision's class: `split='letters'` for EMNIST
     ):
-        self.name = known('dataset', name, torchvision_sets)
-        self.valid = real('valid', valid, above=0)
+        self.name = check_choice('dataset', name, torchvision_sets)
+        self.valid = check_number('valid', valid, above=0)
         self.binarize = _check_pixels(binarize, dequantize)
         self.dequantize = dequantize
         if 'download' in options:
@@ -675,10 +682,12 @@ class TorchvisionImages(Data):
             )
         if self.valid >= 0.5:
             raise InvalidValue(f'`valid` must be a share below 0.5, got {valid}')
-        self.pixels = None if pixels is None else whole('pixels', pixels)
+        self.pixels = None if pixels is None else check_int('pixels', pixels)
         self.root = root
         self.options = options
-        self.file_white = None if white_level is None else real('white_level', white_level, above=0)
+        self.file_white = (
+            None if white_level is None else check_number('white_level', white_level, above=0)
+        )
         if not isinstance(split_folders, bool):
             raise InvalidType(f'`split_folders` must be True or False, got {split_folders!r}')
         self.split_folders = split_folders
@@ -769,5 +778,5 @@ def images(
     **options,  # Further arguments of the set: `binarize`, `valid`, `pixels`, …
 ) -> Data:  # The data set
     "Make an image set by its name; raises `UnknownName`, with the nearest name, for others"
-    known('dataset', name, ['digits', *torchvision_sets])
+    check_choice('dataset', name, ['digits', *torchvision_sets])
     return Digits(**options) if name == 'digits' else TorchvisionImages(name, **options)

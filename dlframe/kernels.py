@@ -23,11 +23,11 @@ from dlframe.validation import (
     InvalidValue,
     MissingFile,
     UnknownName,
-    known,
-    real,
+    check_choice,
+    check_ints,
+    check_number,
     refusal_type,
-    shown,
-    wholes,
+    short_repr,
 )
 
 # %% ../nbs/25_kernels.ipynb #a5af7fab
@@ -60,7 +60,7 @@ def _check_file(folder, name, file):
     "Raise `InvalidValue` unless `file` is the name of a file in the folder"
     if not _is_file_name(file):
         raise InvalidValue(
-            f'`{name}.vault` must be the name of a file in the folder, got {shown(file)}'
+            f'`{name}.vault` must be the name of a file in the folder, got {short_repr(file)}'
         )
     is_link = (folder / file).is_symlink()
     if is_link or not (folder / file).is_file():
@@ -76,7 +76,7 @@ def _check_size(name, layer):
     expected = math.prod(layer.shape) * layer.dtype().itemsize
     if expected >= 2**63:
         raise InvalidValue(
-            f'`{name}.shape` must be one that a file can have, got {shown(layer.shape)}'
+            f'`{name}.shape` must be one that a file can have, got {short_repr(layer.shape)}'
         )
     if size != expected:
         raise InvalidValue(
@@ -88,16 +88,16 @@ def _parse_layer(folder, name, entry):
     "A layer from its entry in `meta.json`; raises the refusals for a wrong entry"
     if not isinstance(entry, Mapping):
         raise InvalidType(
-            f'`{name}` must be a mapping with shape, dtype and vault, got {shown(entry)}'
+            f'`{name}` must be a mapping with shape, dtype and vault, got {short_repr(entry)}'
         )
     for key in 'shape', 'dtype', 'vault':
-        known(name, key, entry)
-    shape = tuple(wholes(f'{name}.shape', entry['shape']))
-    dtype = _kernel_types[known(f'{name}.dtype', entry['dtype'], _kernel_types)]
+        check_choice(name, key, entry)
+    shape = tuple(check_ints(f'{name}.shape', entry['shape']))
+    dtype = _kernel_types[check_choice(f'{name}.dtype', entry['dtype'], _kernel_types)]
     if len(shape) < 4:
         raise InvalidValue(
             f'`{name}.shape` must be networks, outputs, inputs and the size of a kernel, got '
-            f'{shown(shape)}'
+            f'{short_repr(shape)}'
         )
     _check_file(folder, name, entry['vault'])
     layer = Layer(folder / entry['vault'], shape, dtype)
@@ -115,15 +115,15 @@ def read_kernels(
     folder = Path(folder)
     if not os.path.isfile(folder / 'meta.json'):
         raise MissingFile(
-            f'`folder` must be one with kernels, got {shown(str(folder))} without meta.json'
+            f'`folder` must be one with kernels, got {short_repr(str(folder))} without meta.json'
         )
     layers = read(folder / 'meta.json').get('dataset')
     try:
         if not isinstance(layers, Mapping) or not layers:
-            raise InvalidType(f'`dataset` must be a mapping of layers, got {shown(layers)}')
+            raise InvalidType(f'`dataset` must be a mapping of layers, got {short_repr(layers)}')
         for name in layers:
             if not isinstance(name, str):
-                raise InvalidType(f'`dataset` must have texts for names, got {shown(name)}')
+                raise InvalidType(f'`dataset` must have texts for names, got {short_repr(name)}')
         return {name: _parse_layer(folder, name, entry) for name, entry in layers.items()}
     except (UnknownName, TypeError, ValueError) as e:
         kind = refusal_type(e)
@@ -195,14 +195,14 @@ class Kernels(Data):
     ):
         for argument, value in ('folder', folder), ('layer', layer):
             if not isinstance(value, str):
-                raise InvalidType(f'`{argument}` must be a text, got {shown(value)}')
+                raise InvalidType(f'`{argument}` must be a text, got {short_repr(value)}')
         self.root = folder
         self.layer = layer
-        self.dim = known('dim', dim, ('mio', 'mo', 'mi', 'm'))
-        self.min_norm = real('min_norm', min_norm, least=0)
+        self.dim = check_choice('dim', dim, ('mio', 'mo', 'mi', 'm'))
+        self.min_norm = check_number('min_norm', min_norm, least=0)
         self.in_memory = in_memory
-        self.valid = real('valid', valid, above=0)
-        self.test = real('test', test, above=0)
+        self.valid = check_number('valid', valid, above=0)
+        self.test = check_number('test', test, above=0)
         if self.valid + self.test >= 1:
             raise InvalidValue(
                 f'`valid` and `test` must leave networks to train on, got {valid} and {test}'
@@ -244,7 +244,7 @@ class Kernels(Data):
 
     def open(self, name):
         layers = read_kernels(self.place() / self.root)
-        layer = layers[known('layer', self.layer, layers)]
+        layer = layers[check_choice('layer', self.layer, layers)]
         indices = []
         # one network at a time, so files may be larger than memory
         for network in self.networks(name, layer.shape[0]):

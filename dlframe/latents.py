@@ -33,7 +33,14 @@ from .distributions import Delta, DiagonalNormal, centre, kl
 from .entries import Figure, Scalar, Scalars, grid
 from .evaluation import Evaluator, as_images, batches, observe
 from .models import Decodes, Encodes, prior_of
-from .validation import InvalidType, InvalidValue, known, real, whole, with_article
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    check_choice,
+    check_int,
+    check_number,
+    with_article,
+)
 
 
 # %% ../nbs/32_latents.ipynb #18db7da5
@@ -74,11 +81,11 @@ class Traversal(Evaluator):
         span: float = 2.5,  # Furthest values, in standard deviations of the posterior means
         latents: int = 10,  # The largest number of latents; those that vary most are shown
     ):
-        super().__init__(split, n if n is None else whole('n', n, 2), batch_size, fixed)
-        self.row = whole('row', row, least=0)
-        self.columns = whole('columns', columns, 2)
-        self.latents = whole('latents', latents)
-        self.span = real('span', span, above=0)
+        super().__init__(split, n if n is None else check_int('n', n, 2), batch_size, fixed)
+        self.row = check_int('row', row, least=0)
+        self.columns = check_int('columns', columns, 2)
+        self.latents = check_int('latents', latents)
+        self.span = check_number('span', span, above=0)
 
     def evaluate(self, optimization):
         codes = posterior_means(self, optimization)
@@ -116,7 +123,7 @@ def _interpolate(
     b = b[:, None]
     t = t[:, None]
     straight = a + t * (b - a)
-    if known('path', path, ('linear', 'spherical')) == 'linear':
+    if check_choice('path', path, ('linear', 'spherical')) == 'linear':
         return straight
     angle = F.cosine_similarity(a, b, dim=-1)[..., None].clamp(-1, 1).acos()
     sine = angle.sin()
@@ -141,11 +148,11 @@ class Interpolation(Evaluator):
         path: str = 'linear',  # `'linear'`, or `'spherical'` for codes with a normal prior
         columns: int = 9,  # Decoded pictures on each path, both ends included
     ):
-        super().__init__(split, whole('n', n, 2), batch_size, fixed)
+        super().__init__(split, check_int('n', n, 2), batch_size, fixed)
         if n % 2:
             raise InvalidValue(f'`n` must be even, since each way joins two rows, got {n}')
-        self.path = known('path', path, ('linear', 'spherical'))
-        self.columns = whole('columns', columns, 2)
+        self.path = check_choice('path', path, ('linear', 'spherical'))
+        self.columns = check_int('columns', columns, 2)
 
     def evaluate(self, optimization):
         found = [(centre(q), batch['x']) for q, batch in posteriors(self, optimization)]
@@ -185,8 +192,8 @@ class LatentMap(Evaluator):
         fixed: bool = True,  # Use the same rows in every evaluation
         column: int = 0,  # Column of `y` that gives the colours, where `y` has several
     ):
-        super().__init__(split, n if n is None else whole('n', n, 2), batch_size, fixed)
-        self.column = whole('column', column, least=0)
+        super().__init__(split, n if n is None else check_int('n', n, 2), batch_size, fixed)
+        self.column = check_int('column', column, least=0)
 
     def evaluate(self, optimization):
         means: list[Tensor] = []
@@ -240,8 +247,8 @@ class ActiveUnits(Evaluator):
         fixed: bool = True,  # Use the same rows in every evaluation
         threshold: float = 0.01,  # Smallest variance of an active latent, in squared units
     ):
-        super().__init__(split, n if n is None else whole('n', n, 2), batch_size, fixed)
-        self.threshold = real('threshold', threshold, above=0)
+        super().__init__(split, n if n is None else check_int('n', n, 2), batch_size, fixed)
+        self.threshold = check_number('threshold', threshold, above=0)
 
     def evaluate(self, optimization):
         variances = posterior_means(self, optimization).flatten(1).double().var(0).cpu()
@@ -286,7 +293,7 @@ class RateDistortion(Evaluator):
         n_samples: int = 1,  # Samples of the posterior per row
     ):
         super().__init__(split, n, batch_size, fixed)
-        self.n_samples = whole('n_samples', n_samples)
+        self.n_samples = check_int('n_samples', n_samples)
 
     def check(self, optimization):
         super().check(optimization)
@@ -331,7 +338,7 @@ def rate_distortion(
     """
 
     def last(logged, quantity: str) -> float:
-        column = known('name', f'{name}/{quantity}', logged.columns)
+        column = check_choice('name', f'{name}/{quantity}', logged.columns)
         return logged[column].dropna().iloc[-1]
 
     points = {run: (last(m, 'rate'), last(m, 'distortion')) for run, m in runs.items()}
@@ -420,7 +427,7 @@ class KLPerLatent(Evaluator):
         n_samples: int = 1,
     ):
         super().__init__(split, n, batch_size, fixed)
-        self.n_samples = whole('n_samples', n_samples)
+        self.n_samples = check_int('n_samples', n_samples)
 
     def check(self, optimization):
         super().check(optimization)

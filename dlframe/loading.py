@@ -68,7 +68,14 @@ from .optimization import mark_trained, weigh
 from .ramps import Ramp
 from .specs import build, read, write
 from .status import state
-from .validation import InvalidType, InvalidValue, MissingFile, known, shortened, shown
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    MissingFile,
+    check_choice,
+    short_repr,
+    shorten,
+)
 
 
 # %% ../nbs/52_loading.ipynb #ba694fc0
@@ -93,7 +100,7 @@ def load_weights(
     except Exception as e:  # a damaged file can fail in any way
         raise Damaged(
             f'{file} must hold the weights of the model in manifest.json: '
-            f'{shortened(str(e), 1000) or type(e).__name__}'
+            f'{shorten(str(e), 1000) or type(e).__name__}'
         ) from e
 
 
@@ -185,7 +192,7 @@ def torch_device(
     device, `ValueError` for a device that the machine does not have
     """
     kind, _, number = str(name).partition(':')
-    known('device', kind, ('auto', 'cpu', 'cuda', 'mps', 'xpu', 'meta'))
+    check_choice('device', kind, ('auto', 'cpu', 'cuda', 'mps', 'xpu', 'meta'))
     has_accelerator = torch.accelerator.is_available()
     accelerator = torch.accelerator.current_accelerator() if has_accelerator else None
     if kind == 'auto':
@@ -313,7 +320,7 @@ def _kept_checkpoint(folder: Path, step: int) -> Path:
         return folder / f'checkpoints/step-{step:06d}.ckpt'
     available = ', '.join(map(str, kept)) or f'none: {_how_to_keep}'
     raise MissingFile(
-        f'`step` must be that of a checkpoint that {folder} has kept, got {shown(step)}; kept '
+        f'`step` must be that of a checkpoint that {folder} has kept, got {short_repr(step)}; kept '
         f'are {available}'
     )
 
@@ -333,10 +340,10 @@ def _built(manifest, packages):
     model = parts['model']
     factors = parts['optimization']['weights']
     if not isinstance(model, nn.Module):
-        raise InvalidValue(f'`model` must be described in the manifest, got {shown(model)}')
+        raise InvalidValue(f'`model` must be described in the manifest, got {short_repr(model)}')
     if not isinstance(factors, Mapping) or not all(map(_is_factor, factors.values())):
         raise InvalidValue(
-            f'`optimization.weights` must be numbers and ramps by name, got {shown(factors)}'
+            f'`optimization.weights` must be numbers and ramps by name, got {short_repr(factors)}'
         )
     return model, factors
 
@@ -356,7 +363,7 @@ def _logged_numbers(folder):
 def _unreadable(folder, error):
     return InvalidValue(
         f'{folder / "metrics.csv"} must be a table that a run has logged: '
-        f'{shortened(str(error)) or type(error).__name__}'
+        f'{shorten(str(error)) or type(error).__name__}'
     )
 
 
@@ -369,7 +376,7 @@ def find_folder(
     "Return the folder of a run; raises `FileNotFoundError` if there is none"
     if not isinstance(run, (str, os.PathLike)):
         raise InvalidType(
-            f'`run` must be the name of a folder, or of a run of W&B, got {shown(run)}'
+            f'`run` must be the name of a folder, or of a run of W&B, got {short_repr(run)}'
         )
     if os.path.isdir(run):
         return Path(run)
@@ -377,7 +384,7 @@ def find_folder(
     if not isinstance(run, str) or not re.fullmatch(address, run, re.ASCII):
         raise MissingFile(
             "`run` must be a folder, or a run of W&B like 'entity/project/run_id', got "
-            f'{shown(str(run))}'
+            f'{short_repr(str(run))}'
         )
     folder = find_device().runs_root / 'wandb' / run
     return folder if (folder / weights[0]).exists() else _download(run, folder, weights)
@@ -441,7 +448,7 @@ def curves(
         raise InvalidValue(
             '`metrics` must hold losses of training, got none; a run has them after `log_every`'
         )
-    known('x', x, _counters(table))
+    check_choice('x', x, _counters(table))
     names = sorted(trained, key=lambda name: (name != 'loss', name))
     size = (2.6 * len(names), 2.2)
     fig, axes = plt.subplots(1, len(names), figsize=size, dpi=70, squeeze=False)
@@ -545,20 +552,20 @@ def sought(
     without a known goal
     """
     if goal:
-        known('goal', goal, goals)
+        check_choice('goal', goal, goals)
     if by:
-        known('by', by, ways)
+        check_choice('by', by, ways)
     is_given = metric and goal and by
     of_sweep = {} if is_given else sweep_metric(where)
     name = of_sweep.get('name') or 'valid/loss'
     metric = metric or name
     its_goal = of_sweep.get('goal') if metric == name else None
     if its_goal is not None:
-        known('metric.goal', its_goal, goals)
+        check_choice('metric.goal', its_goal, goals)
     if its_goal and not goal and (warning := contradiction(metric, its_goal)):
         print(f'sweep {Path(where).name}: {warning}')
     goal = goal or its_goal or known_goal(metric) or (find_goal(metric) if ask else '')
-    return Ranking(metric, goal, known('by', by or of_sweep.get('by') or 'last', ways))
+    return Ranking(metric, goal, check_choice('by', by or of_sweep.get('by') or 'last', ways))
 
 
 def sweep_metric(
@@ -639,7 +646,7 @@ def best(
     found = _local(where) if Path(where).is_dir() else _sweep(where, ranking.by)
     if not found:
         raise MissingFile(f'`where` must be a folder or a sweep with runs, got {str(where)!r}')
-    known('metric', ranking.metric, _logged_names(found, ranking.metric))
+    check_choice('metric', ranking.metric, _logged_names(found, ranking.metric))
     ranking = ranking._replace(goal=find_goal(ranking.metric, ranking.goal or None))
     run = _best_of(_compared(found, ranking, unfinished), ranking)
     step = best_step(run, found[run].logged[ranking.metric], ranking)

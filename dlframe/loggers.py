@@ -36,7 +36,7 @@ from pytorch_lightning.loggers import Logger as LightningLogger
 from .entries import Entry, Figure, Image, Scalar, Table, Text
 from .files import save_whole, verify
 from .specs import Part
-from .validation import InvalidType, InvalidValue, known
+from .validation import InvalidType, InvalidValue, check_choice
 from .wandb_status import answers, ends, finish, forget, hush
 
 
@@ -271,7 +271,7 @@ class TensorBoardLogger(Logger):
     def start(self, folder, manifest, project):
         super().start(folder, manifest, project)
         if counters := self.counters():
-            known('axis', self.axis, counters)
+            check_choice('axis', self.axis, counters)
 
     def _open(self, step):
         "Make the file of events; `step` is that of the first event"
@@ -353,7 +353,7 @@ class WandbLogger(Logger):
         patience: float = 600.0,
     ):
         super().__init__()
-        self.mode = mode and known('mode', mode, self.modes)
+        self.mode = mode and check_choice('mode', mode, self.modes)
         self.axis = axis
         self.patience = patience
         self.run: Any = None  # W&B's
@@ -365,7 +365,7 @@ class WandbLogger(Logger):
 
         super().start(folder, manifest, project)
         counters = self.counters() or {self.axis: 0}
-        known('axis', self.axis, counters)
+        check_choice('axis', self.axis, counters)
         config = {**manifest.get('parameters', {}), 'manifest': manifest}
         settings = wandb.setup().settings
         mode = self.mode or settings.mode
@@ -571,7 +571,7 @@ def logger(
         raise InvalidType(f"`logger` must be names joined by '+', or a logger, got {name!r}")
     made = []
     for part in dict.fromkeys(['files', *name.split('+')]):
-        make = loggers[known('logger', part.strip(), loggers)]
+        make = loggers[check_choice('logger', part.strip(), loggers)]
         made.append(make())
     if len(set(map(type, made))) < len(made):
         raise InvalidValue(f'`logger` must name each board once, got {name!r}')

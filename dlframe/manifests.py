@@ -34,7 +34,7 @@ from dlframe.specs import (
     spec,
     write,
 )
-from .validation import InvalidValue, Refusal, shortened
+from .validation import InvalidValue, Refusal, shorten
 
 # %% ../nbs/53_manifests.ipynb #5b1c4211
 # Entries of a manifest from which nothing is built
@@ -80,7 +80,7 @@ def refuse_change_of_note(
         return
     part, now = next(iter(places.items()), ('model.beta', None))
     if isinstance(now, Mapping):
-        example = f'{part}={shortened(json.dumps(now), 150)!r}, as a part'
+        example = f'{part}={shorten(json.dumps(now), 150)!r}, as a part'
     else:
         example = f'{part}={value}' if places else f'for example {part}=0.2'
     reason = 'nothing is built from it' if is_note else 'no part has this name'

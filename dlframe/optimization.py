@@ -47,7 +47,15 @@ from .models import Plays, batch_size, check_terms
 from .ramps import Ramp, now, ramps, weight
 from .specs import Part
 from .triggers import Duration, check_unit, duration
-from .validation import InvalidType, InvalidValue, known, real, shown, whole, with_article
+from dlframe.validation import (
+    InvalidType,
+    InvalidValue,
+    check_choice,
+    check_int,
+    check_number,
+    short_repr,
+    with_article,
+)
 
 
 # %% ../nbs/42_optimization.ipynb #a1c43404
@@ -138,11 +146,11 @@ def make_optimizer(
     **options,  # Other arguments of the class: `weight_decay`, `momentum`, …
 ) -> torch.optim.Optimizer:  # The optimizer, fused where possible
     "Make an optimizer; raises `UnknownName`, with the nearest name, for a class or an option"
-    cls = optimizers()[known('optimizer', name, optimizers())]
+    cls = optimizers()[check_choice('optimizer', name, optimizers())]
     groups = _as_groups(parameters)
     for option in chain(options, *groups):
         if option not in ('params', 'lr'):
-            known(f'{name} option', option, _option_names(cls))
+            check_choice(f'{name} option', option, _option_names(cls))
     if _can_fuse(cls, groups):
         options = {'fused': True, **options}
     optimizer = cls(groups, lr=lr, **options)
@@ -182,7 +190,7 @@ def parameter_groups(
     "Sort parameters by path; raises `UnknownName` for a path that leads to no parameter"
     parameters = dict(model.named_parameters())
     for path in groups:
-        known('groups', path, _paths_to(parameters))
+        check_choice('groups', path, _paths_to(parameters))
     options: dict[str | None, Mapping] = {None: {}}
     options.update(groups)
     sorted_: dict[str | None, list] = {path: [] for path in options}
@@ -249,9 +257,9 @@ def make_schedules(
     "Make schedules; raises `UnknownName`, with the nearest name, for a class or an option"
     made = []
     for name, options in schedule.items():
-        cls = schedules()[known('schedule', name, schedules())]
+        cls = schedules()[check_choice('schedule', name, schedules())]
         for option in options:
-            known(f'{name} option', option, _option_names(cls))
+            check_choice(f'{name} option', option, _option_names(cls))
         arguments = {k: _in_steps(f'{name}.{k}', v, steps_per_epoch) for k, v in options.items()}
         made.append(cls(optimizer, **arguments))
     return made
@@ -283,7 +291,7 @@ def weigh(
     names = _leaves(terms)
     for path in weights:
         if all(_longest_prefix(n, [path]) is None for n in names):
-            known('weights', path, names)
+            check_choice('weights', path, names)
     loss: Any = 0
     for name in names:
         leading = _longest_prefix(name, weights)
@@ -351,7 +359,7 @@ class _Players:
             self.paths.clear()
             self.paths.update(model.players)
         for name in settings:
-            known('players', name, [p for p in self.paths if p])
+            check_choice('players', name, [p for p in self.paths if p])
         self.options: dict[str | None, dict] = {}
         self.turns: list[str | None] = []
         for player in self.paths:
@@ -364,7 +372,7 @@ class _Players:
 
     def _add(self, player, options):
         "Add the turns of a player and the options of its optimizer"
-        steps = whole(f'players.{player}.steps', options.pop('steps', 1))
+        steps = check_int(f'players.{player}.steps', options.pop('steps', 1))
         self.options[player] = options
         self.turns += [player] * steps
 
@@ -534,7 +542,7 @@ class _Plan(NamedTuple):
 # %% ../nbs/42_optimization.ipynb #b133e3a7
 def _limit(argument: str, value: float | None, default: float | None) -> Any:
     "A positive number, or the default for `None`"
-    return default if value is None else real(argument, value, above=0)
+    return default if value is None else check_number(argument, value, above=0)
 
 
 def _check_weights(model, weights) -> dict[str, float | Ramp]:
@@ -558,9 +566,9 @@ def _ramps_in(weights) -> list[Ramp]:
 def _check_learning_rates(players: _Players, groups, lr) -> None:
     "Raise `InvalidValue` for a learning rate of a player or a group that is out of range"
     for player, options in players.options.items():
-        real('lr' if player is None else f'players.{player}.lr', options['lr'], above=0)
+        check_number('lr' if player is None else f'players.{player}.lr', options['lr'], above=0)
     for path, options in groups.items():
-        real(f'groups.{path}.lr', options.get('lr', lr), least=0)
+        check_number(f'groups.{path}.lr', options.get('lr', lr), least=0)
 
 
 def _check_clip(players: _Players, gradient_clip: float | None) -> None:
@@ -618,10 +626,10 @@ class Optimization(Part, _LeanModule):
         self.optimizer = optimizer
         self.options = options
         self.split = split
-        self.lr = real('lr', lr, above=0)
-        self.batch_size = whole('batch_size', batch_size)
-        self.accumulate = whole('accumulate', accumulate)
-        self.skip_batches = whole('skip_batches', skip_batches, least=0)
+        self.lr = check_number('lr', lr, above=0)
+        self.batch_size = check_int('batch_size', batch_size)
+        self.accumulate = check_int('accumulate', accumulate)
+        self.skip_batches = check_int('skip_batches', skip_batches, least=0)
         self.largest_loss = _limit('largest_loss', largest_loss, math.inf)
         self.gradient_clip = _limit('gradient_clip', gradient_clip, None)
         self.groups = dict(groups or {})
@@ -660,7 +668,7 @@ class Optimization(Part, _LeanModule):
     def _check(self) -> None:
         "Raise for values and names that training would reject only after the data are read"
         for part in self.split.split('+'):
-            known('split', part, self.data.splits)
+            check_choice('split', part, self.data.splits)
         _check_learning_rates(self.players, self.groups, self.lr)
         _check_clip(self.players, self.gradient_clip)
         for player in self.players.paths:
@@ -673,15 +681,15 @@ class Optimization(Part, _LeanModule):
         if not isinstance(output_bias, (Mapping, type(None))):
             raise InvalidType(
                 f"`output_bias` must be names of entries by path, {{'decoder': 'x'}}, got "
-                f'{shown(output_bias)}'
+                f'{short_repr(output_bias)}'
             )
         parts = {}
         for path, part in self.model.named_modules():
             if isinstance(getattr(part, 'head', None), Head):
                 parts[path] = part
         for path, entry in (output_bias or {}).items():
-            known('output_bias', path, parts)
-            known(f'output_bias.{path}', entry, self.data[self.split][0])
+            check_choice('output_bias', path, parts)
+            check_choice(f'output_bias.{path}', entry, self.data[self.split][0])
             with torch.no_grad(), fixed_randomness(torch.device('cpu')):
                 match_mean(parts[path], (batch[entry] for batch in batches(self, self.split)))
 

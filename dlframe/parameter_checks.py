@@ -26,7 +26,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from .specs import parse
-from .validation import InvalidValue, known, shortened, shown
+from .validation import InvalidValue, check_choice, short_repr, shorten
 
 
 # %% ../nbs/60_parameter_checks.ipynb #93e3a3ff
@@ -95,7 +95,7 @@ def _read_choice(name, value, args):
         for a in args:
             if type(a) is type(candidate) and a == candidate:
                 return a
-    known(name, value, [a for a in args if isinstance(a, str)] or map(repr, args))
+    check_choice(name, value, [a for a in args if isinstance(a, str)] or map(repr, args))
     raise TypeError
 
 
@@ -119,7 +119,7 @@ def read_value(
         if isinstance(e, (ParameterError, KeyError)):
             raise ParameterError(str(e)) from None
         raise ParameterError(
-            f'`{name}` must be of type {_type_name(kind)}, got {shown(value)}'
+            f'`{name}` must be of type {_type_name(kind)}, got {short_repr(value)}'
         ) from None
 
 
@@ -311,7 +311,7 @@ def _check_assignment(statement, seen):
 
 
 def _short_source(node):
-    return shortened(ast.unparse(node), 100)
+    return shorten(ast.unparse(node), 100)
 
 
 # %% ../nbs/60_parameter_checks.ipynb #689b3731
@@ -415,7 +415,7 @@ def _cells(notebook) -> list[_Cell]:
         return [_Cell(''.join(cell['source']), _tags(cell)) for cell in code]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise InvalidValue(
-            f'{notebook} must be a notebook: {type(e).__name__}: {shortened(str(e), 100)}'
+            f'{notebook} must be a notebook: {type(e).__name__}: {shorten(str(e), 100)}'
         ) from e
 
 
@@ -498,7 +498,7 @@ def _checked_declaration(source) -> dict[str, str]:
     if kinds is None:
         raise ParameterError(
             'the parameters cell must hold nothing but annotated assignments, like `beta: float '
-            f'= 1.`, got {shortened(source.strip(), 100)!r}'
+            f'= 1.`, got {shorten(source.strip(), 100)!r}'
         )
     return kinds
 
@@ -506,7 +506,7 @@ def _checked_declaration(source) -> dict[str, str]:
 def _check_passed_names(cell, kinds):
     for name in passed(cell):
         try:
-            known('parameters', name, kinds)
+            check_choice('parameters', name, kinds)
         except KeyError as e:
             raise ParameterError(str(e)) from None
 
@@ -525,6 +525,6 @@ def _check_kept(cells, found, values, kinds):
         kept = _read_declared(name, value, kinds, values)
         if repr(kept) != repr(found[name]):
             raise ParameterError(
-                f'`{name}` must keep the value that was passed, {shown(kept)}, got '
-                f'{shown(found[name])}: change it below `parameters()`'
+                f'`{name}` must keep the value that was passed, {short_repr(kept)}, got '
+                f'{short_repr(found[name])}: change it below `parameters()`'
             )

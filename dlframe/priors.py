@@ -45,11 +45,11 @@ from .tensor_rings import RingMixture, TensorRing
 from dlframe.validation import (
     InvalidType,
     InvalidValue,
-    known,
-    real,
-    shown,
-    whole,
-    wholes,
+    check_choice,
+    check_int,
+    check_ints,
+    check_number,
+    short_repr,
     with_article,
 )
 
@@ -58,7 +58,7 @@ from dlframe.validation import (
 def _shape(event_shape):
     "Return the shape of the latents, given it or their number"
     sizes = [event_shape] if isinstance(event_shape, int) else event_shape
-    return tuple(wholes('event_shape', sizes))
+    return tuple(check_ints('event_shape', sizes))
 
 
 class StandardNormalPrior(Part, nn.Module):
@@ -92,9 +92,9 @@ class MixturePrior(Part, nn.Module):
     ):
         super().__init__()
         self.event_shape = _shape(event_shape)
-        shape = (whole('components', components), *self.event_shape)
+        shape = (check_int('components', components), *self.event_shape)
         self.logits = nn.Parameter(torch.zeros(components))
-        self.loc = nn.Parameter(torch.randn(shape) * real('spread', spread, least=0))
+        self.loc = nn.Parameter(torch.randn(shape) * check_number('spread', spread, least=0))
         self.log_scale = nn.Parameter(torch.zeros(shape))
 
     def forward(self) -> NormalMixture:  # One event of shape `event_shape`
@@ -122,8 +122,10 @@ class VampPrior(Part, nn.Module):
         shapes = _conditional('encoder', encoder)
         self.encoder = encoder
         self.event_shape = tuple(shapes.event_shape)
-        noise = torch.randn(whole('components', components), *shapes.in_shape)
-        self.inputs = nn.Parameter(real('mean', mean) + real('spread', spread, above=0) * noise)
+        noise = torch.randn(check_int('components', components), *shapes.in_shape)
+        self.inputs = nn.Parameter(
+            check_number('mean', mean) + check_number('spread', spread, above=0) * noise
+        )
         self.limits = None if limits is None else _check_limits(limits, mean)
         self.register_buffer('logits', torch.zeros(components), persistent=False)
 
@@ -155,9 +157,9 @@ def _conditional(argument: str, part: Any) -> Any:
 def _check_limits(limits, mean):
     "Return `limits` as two numbers, if they are in order and `mean` is between them"
     if not isinstance(limits, (list, tuple)) or len(limits) != 2:
-        raise InvalidValue(f'`limits` must be two numbers, got {shown(limits)}')
-    low = real('limits[0]', limits[0])
-    high = real('limits[1]', real('limits[1]', limits[1]), above=low)
+        raise InvalidValue(f'`limits` must be two numbers, got {short_repr(limits)}')
+    low = check_number('limits[0]', limits[0])
+    high = check_number('limits[1]', check_number('limits[1]', limits[1]), above=low)
     if not low <= mean <= high:
         raise InvalidValue(f'`mean` must be within the limits, {(low, high)}, got {mean}')
     return low, high
@@ -183,8 +185,8 @@ class TRIP(Part, nn.Module):
         super().__init__()
         self.event_shape = _shape(event_shape)
         m = math.prod(self.event_shape)
-        d = whole('components', components)
-        r = whole('rank', rank)
+        d = check_int('components', components)
+        r = check_int('rank', rank)
         # before the softplus that makes them positive
         start = math.log(math.expm1(1 / (d * r)))
         self.cores = nn.Parameter(start + 0.1 * torch.randn(m, d, r, r))
@@ -216,11 +218,11 @@ class FlowPrior(Part, nn.Module):
         with validation(Distribution._validate_args):
             import zuko.flows
         self.event_shape = _shape(event_shape)
-        flow_type = getattr(zuko.flows, known('flow', flow, flows))
+        flow_type = getattr(zuko.flows, check_choice('flow', flow, flows))
         self.flow = flow_type(
             math.prod(self.event_shape),
-            transforms=whole('transforms', transforms),
-            hidden_features=wholes('widths', widths),
+            transforms=check_int('transforms', transforms),
+            hidden_features=check_ints('widths', widths),
         )
 
     def forward(self) -> Distribution:  # One event of shape `event_shape`
@@ -294,7 +296,7 @@ class ARDPrior(Part, nn.Module):
     ):
         super().__init__()
         if not isinstance(joint, bool):
-            raise InvalidType(f'`joint` must be True or False, got {shown(joint)}')
+            raise InvalidType(f'`joint` must be True or False, got {short_repr(joint)}')
         self.event_shape = _shape(event_shape)
         self.joint = joint
 
@@ -382,7 +384,7 @@ class ImplicitPrior(Part, nn.Module):
         shapes = _conditional('decoder', decoder)
         self.decoder = decoder
         self.encoder = encoder
-        self.n_samples = whole('n_samples', n_samples)
+        self.n_samples = check_int('n_samples', n_samples)
         self.event_shape = tuple(shapes.event_shape)
         self.prior = StandardNormalPrior(shapes.in_shape) if prior is None else prior
         _check_proper(self.prior)
@@ -436,9 +438,9 @@ def prior(
     """Make a prior by its name; raises `UnknownName`, with the nearest known one, for an unknown
     name or option
     """
-    cls: Any = priors[known('prior', name, priors)]
+    cls: Any = priors[check_choice('prior', name, priors)]
     for option in options:
-        known(f'{name} option', option, list(signature(cls.__init__).parameters)[2:])
+        check_choice(f'{name} option', option, list(signature(cls.__init__).parameters)[2:])
     if cls is not VampPrior:
         return cls(event_shape, **options)
     if encoder is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .specs import Part
 from .triggers import Duration, duration
-from .validation import InvalidValue, known, real
+from .validation import InvalidValue, check_choice, check_number
 
 
 # %% ../nbs/07_ramps.ipynb #2c50fc3a
@@ -52,12 +52,12 @@ class Ramp(Part, nn.Module):
         every: str | Duration | None = None,
     ):
         super().__init__()
-        self.start = real('start', start)
-        self.end = real('end', end)
+        self.start = check_number('start', start)
+        self.end = check_number('end', end)
         self.over = duration(over, 'over')
         self.after = duration(after, 'after') if after else None
         self.every = duration(every, 'every') if every else None
-        self.shape = known('shape', shape, _shapes)
+        self.shape = check_choice('shape', shape, _shapes)
         self._check_unit('after', self.after)
         self._check_unit('every', self.every)
         if self.every and self.every.amount < self.over.amount:
@@ -109,9 +109,9 @@ def weight(
     `TypeError` or `ValueError` otherwise
     """
     if not isinstance(value, Ramp):
-        return real(argument, value, least)
-    real(f'{argument}.start', value.start, least)
-    real(f'{argument}.end', value.end, least)
+        return check_number(argument, value, least)
+    check_number(f'{argument}.start', value.start, least)
+    check_number(f'{argument}.end', value.end, least)
     return value
 
 

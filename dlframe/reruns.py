@@ -26,7 +26,7 @@ from .manifests import changed_manifest, lineage, read_results, write_results
 from .run import Run, build_run, check_described, claimed
 from .specs import override, parse, read
 from .status import state
-from .validation import InvalidType, InvalidValue, known, shown, whole
+from .validation import InvalidType, InvalidValue, check_choice, check_int, short_repr
 
 
 # %% ../nbs/57_reruns.ipynb #b68f59f0
@@ -44,8 +44,8 @@ def rerun(
     unnamed = override(dict(parent), {'run.name': None}, packages)
     manifest = changed_manifest(unnamed, changes or {}, packages)
     if not isinstance(manifest['run'], Mapping):
-        raise InvalidValue(f'`run` must be a specification, got {shown(manifest["run"])}')
-    seed = whole('run.seed', manifest['run'].get('seed', 0), least=0)
+        raise InvalidValue(f'`run` must be a specification, got {short_repr(manifest["run"])}')
+    seed = check_int('run.seed', manifest['run'].get('seed', 0), least=0)
     if seed >= 2**32:
         raise InvalidValue(f'`run.seed` must be less than 2**32, got {seed}')
     pl.seed_everything(seed, verbose=False)
@@ -101,10 +101,10 @@ def _evaluated(evaluators, loaded):
 def _check_result(name, value, counters):
     "Raise `InvalidValue` or `InvalidType` for a number that cannot be logged under that name"
     if not isinstance(name, str) or '/' not in name or apart(name, counters) != name:
-        raise InvalidValue(f"`found` must have names like 'test/loss', got {shown(name)}")
+        raise InvalidValue(f"`found` must have names like 'test/loss', got {short_repr(name)}")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidType(
-            f'`found` must be evaluators, or numbers by name, got {shown(value)} for {name!r}'
+            f'`found` must be evaluators, or numbers by name, got {short_repr(value)} for {name!r}'
         )
 
 
@@ -153,7 +153,7 @@ def main(
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='go on with a run in its folder; run.train_for may be changed',
+        help='resume a run in its folder; run.train_for may be changed',
     )
     args = parser.parse_args(argv)
     # last, so that no file of this folder stands in for a library
@@ -161,10 +161,12 @@ def main(
     try:
         changes = dict(map(_change, args.changes))
         if len(changes) < len(args.changes):
-            raise InvalidValue(f'`changes` must name each path once, got {shown(args.changes)}')
+            raise InvalidValue(
+                f'`changes` must name each path once, got {short_repr(args.changes)}'
+            )
         if args.resume:
             for path in changes:
-                known('change', path, ['run.train_for'])
+                check_choice('change', path, ['run.train_for'])
             run = Run.resume(args.manifest, changes.get('run.train_for'), args.package)
         else:
             run = rerun(read(args.manifest), changes, args.package)

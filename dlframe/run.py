@@ -95,12 +95,12 @@ from dlframe.validation import (
     InvalidValue,
     MissingFile,
     Refusal,
+    check_choice,
+    check_int,
     check_type,
     check_types,
-    known,
-    shortened,
-    shown,
-    whole,
+    short_repr,
+    shorten,
 )
 from .wandb_status import report
 
@@ -139,14 +139,14 @@ class Run(Part):
         FinalResults(self.tests)  # raises if two have the same name
         self.callbacks = list(callbacks)
         self.project = project
-        self.seed = whole('seed', seed, least=0)
+        self.seed = check_int('seed', seed, least=0)
         self.parameters = dict(parameters or {})
         self.train_for = _duration('train_for', train_for, optimization)
         self.log_every = _duration('log_every', log_every, optimization)
         self.save_every = _duration('save_every', save_every, optimization)
-        self.log_reduce = known('log_reduce', log_reduce, ('mean', 'last'))
+        self.log_reduce = check_choice('log_reduce', log_reduce, ('mean', 'last'))
         for option in self.trainer:
-            known('trainer', option, trainer_options())
+            check_choice('trainer', option, trainer_options())
         self.logger = make_logger(logger)
         self.trial = None if name else find_trial()
         self.name = folder_name('name', name or (self.trial or [_new_name()])[-1])
@@ -258,7 +258,7 @@ class Run(Part):
                 'steps: run.restore_finished() takes them up'
             )
         raise Unfinished(
-            f'`run` must be finished, got one that stopped {self.progress()}; go on with: '
+            f'`run` must be finished, got one that stopped {self.progress()}; resume with: '
             f'{self.how_to_resume()}'
         )
 
@@ -502,7 +502,7 @@ class Training:
         if isinstance(error, Exception) and not isinstance(error, ours):
             raise InvalidValue(
                 f'{self.checkpoint} must be a checkpoint that this run can go on from: '
-                f'{type(error).__name__}: {shortened(str(error))}'
+                f'{type(error).__name__}: {shorten(str(error))}'
             ) from error
 
     def end(
@@ -524,7 +524,7 @@ class Training:
         run.logger.finalize('stopped' if stopped else preempted)
         number = o.stopped_by and signal.Signals(o.stopped_by).name
         record(run.folder, 'interrupted', steps=o.counters['steps'], signal=number)
-        print(f'stopped {run.progress()}; go on with: {run.how_to_resume()}', flush=True)
+        print(f'stopped {run.progress()}; resume with: {run.how_to_resume()}', flush=True)
 
     def results(
         self,
@@ -656,8 +656,8 @@ def check_described(
     if isinstance(described, Mapping):
         return described
     raise InvalidValue(
-        f'`run` must be described in the manifest, got {shown(described)} among '
-        f'{shortened(", ".join(map(str, manifest)))}'
+        f'`run` must be described in the manifest, got {short_repr(described)} among '
+        f'{shorten(", ".join(map(str, manifest)))}'
     )
 
 
@@ -670,12 +670,12 @@ def build_run(
     if not isinstance(manifest.get('parameters') or {}, Mapping):
         raise InvalidValue(
             '`parameters` of the manifest must be names and values, got '
-            f'{shown(manifest["parameters"])}'
+            f'{short_repr(manifest["parameters"])}'
         )
-    pl.seed_everything(whole('run.seed', described.get('seed', 0), least=0), verbose=False)
+    pl.seed_everything(check_int('run.seed', described.get('seed', 0), least=0), verbose=False)
     run = build({k: v for k, v in manifest.items() if k not in notes}, packages)['run']
     if not isinstance(run, Run):
-        raise InvalidValue(f'`run` must describe a run, got {shown(run)}')
+        raise InvalidValue(f'`run` must describe a run, got {short_repr(run)}')
     return run
 
 
@@ -700,14 +700,14 @@ def _check_checkpoint(run, checkpoint, saved):
         isinstance(counters.get(c), (int, float)) for c in needed
     ):
         raise InvalidValue(
-            f'{checkpoint} must hold counters of steps and {unit}, got {shown(counters)}'
+            f'{checkpoint} must hold counters of steps and {unit}, got {short_repr(counters)}'
         )
     load_weights(run.optimization.model, checkpoint)
     try:
         run.logger.load_state_dict(saved['logger'])
     except Exception as e:
         raise InvalidValue(
-            f'{checkpoint} must hold the states of the loggers, got {shown(saved["logger"])}'
+            f'{checkpoint} must hold the states of the loggers, got {short_repr(saved["logger"])}'
         ) from e
 
 
@@ -721,7 +721,7 @@ def _check_unfinished(run, now, is_over, longer):
         )
     if is_over and run.done:
         raise InvalidValue(
-            f'`train_for` must be given to go on with a run that ended early, after {now:g} '
+            f'`train_for` must be given to resume a run that ended early, after {now:g} '
             f"{end.unit} of '{end}', got None"
         )
 
@@ -753,6 +753,6 @@ def _resume_trial(run):
         if found := first_difference(manifest, run.manifest()):
             raise InvalidValue(
                 f'`name` must be given to the second run of a trial: {run.folder} holds one '
-                f'whose {found.path} is {shown(found.before)}, got {shown(found.after)}'
+                f'whose {found.path} is {short_repr(found.before)}, got {short_repr(found.after)}'
             )
         return run.restore_finished() if run.done else _resume_from_checkpoint(run, manifest, lock)

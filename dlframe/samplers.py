@@ -27,7 +27,7 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 
 from .goals import finite_numbers, goals
 from .sweeps import Choice, Sweep
-from .validation import InvalidValue, known, shown
+from .validation import InvalidValue, check_choice, short_repr
 
 
 # %% ../nbs/71_samplers.ipynb #381c53dd
@@ -211,7 +211,7 @@ def _grid_values(choice):
     if max(abs(low), abs(high), (high - low) / step) >= _exact:
         raise InvalidValue(
             '`parameters` must have fewer than 2**53 values for the method grid, got '
-            f'{shown(dict(o))}'
+            f'{short_repr(dict(o))}'
         )
     if choice.distribution == 'int_uniform':
         return range(low, high + 1)
@@ -354,7 +354,7 @@ def sampler(
 ) -> BaseSampler:  # For `optuna.create_study` and `load_study`
     "Make the sampler of a sweep"
     if kind is not None:
-        known('kind', kind, _models)
+        check_choice('kind', kind, _models)
     if sweep.method == 'bayes':
         return Dice(token, _models[kind or 'tpe'])
     if kind:
@@ -374,11 +374,11 @@ def bands(
     if 'max_iter' in early_terminate:
         largest = early_terminate['max_iter']
         found = _bands_below(largest, eta, early_terminate['s'])
-        problem = f'max_iter` must be at least eta, {eta:g}, got {shown(largest)}'
+        problem = f'max_iter` must be at least eta, {eta:g}, got {short_repr(largest)}'
     else:
         smallest = early_terminate['min_iter']
         found = _bands_from(smallest, eta)
-        problem = f'min_iter` must be less than 2**53, got {shown(smallest)}'
+        problem = f'min_iter` must be less than 2**53, got {short_repr(smallest)}'
     if not found:
         raise InvalidValue(f'`early_terminate.{problem}')
     return found
@@ -409,7 +409,7 @@ def stop(
     goal: str,  # `'minimize'` or `'maximize'`
 ) -> bool:
     "Decide by W&B's rule whether a running trial must be stopped"
-    sign = -1 if known('goal', goal, goals) == 'maximize' else 1
+    sign = -1 if check_choice('goal', goal, goals) == 'maximize' else 1
     own = [sign * v for v in finite_numbers(history)]
     reached = [b for b in bands(early_terminate) if b <= len(own)]
     if not reached:

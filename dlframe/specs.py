@@ -47,10 +47,10 @@ from dlframe.validation import (
     MissingFile,
     Refusal,
     UnknownName,
-    known,
+    check_choice,
     refusal_type,
-    shortened,
-    shown,
+    short_repr,
+    shorten,
     with_article,
 )
 
@@ -75,7 +75,7 @@ def _record_arguments(
             copied = _copy_containers(value)
         except RecursionError:
             raise InvalidValue(
-                f'`{name}` must not be nested so deeply, got {shown(value)}'
+                f'`{name}` must not be nested so deeply, got {short_repr(value)}'
             ) from None
         if call.parameters[name].kind is Parameter.VAR_KEYWORD:
             recorded.update(copied)
@@ -142,7 +142,7 @@ def make(
         return obj
     if not isinstance(cls, type):
         raise InvalidType(
-            f'`cls` must be a class, got {shown(cls)}, whose result has no record of it: '
+            f'`cls` must be a class, got {short_repr(cls)}, whose result has no record of it: '
             'write a class that calls it'
         )
     _record_arguments(obj, type(obj), args, kwargs)
@@ -302,7 +302,7 @@ def _check_allowed(obj, name, packages, called):
     if not _is_allowed_kind(obj):
         raise InvalidValue(
             '`cls` must be a part, module, data set, optimizer, distribution, callback or '
-            f'transform, got {name!r}, which is {shown(obj)}'
+            f'transform, got {name!r}, which is {short_repr(obj)}'
         )
     if not _is_within(module, _allowed_modules):
         _refuse_module(name, module.split('.')[0])
@@ -348,8 +348,7 @@ def _import_if_found(module, name):
         if is_missing:
             hint = f"; run where it can be imported, or name its file: packages=['{module}.py']"
         raise InvalidValue(
-            f'`cls` must name a module that can be imported, got {name!r}: '
-            f'{shortened(str(e))}{hint}'
+            f'`cls` must name a module that can be imported, got {name!r}: {shorten(str(e))}{hint}'
         ) from e
     return True
 
@@ -384,7 +383,7 @@ def trusted(
     """
     given = [packages] if isinstance(packages, (str, os.PathLike)) else packages
     if not isinstance(given, Iterable):
-        raise InvalidType(f'`packages` must be names of packages, got {shown(packages)}')
+        raise InvalidType(f'`packages` must be names of packages, got {short_repr(packages)}')
     names = [_trusted_module(package) for package in given]
     script = script_module()
     if '__main__' in names and script:
@@ -397,10 +396,11 @@ def _trusted_module(package):
     if isinstance(package, os.PathLike) or str(package).endswith('.py'):
         return _import_file(package)
     if not isinstance(package, str):
-        raise InvalidType(f'`packages` must be names of packages, got {shown(package)}')
+        raise InvalidType(f'`packages` must be names of packages, got {short_repr(package)}')
     if not _dotted.fullmatch(package):
         raise InvalidValue(
-            f"`packages` must be names like 'lab', or files like 'train.py', got {shown(package)}"
+            "`packages` must be names like 'lab', or files like 'train.py', got "
+            f'{short_repr(package)}'
         )
     return package
 
@@ -409,7 +409,7 @@ def _trusted_module(package):
 def _check_file(file):
     "Raise `MissingFile` or `InvalidValue` unless a file can be imported as a module"
     if not file.is_file():
-        raise MissingFile(f'`packages` must name files that are there, got {shown(str(file))}')
+        raise MissingFile(f'`packages` must name files that are there, got {short_repr(str(file))}')
     if not file.stem.isidentifier() or file.stem in allowed_packages:
         raise InvalidValue(
             f'`packages` must name a file that can be imported, got {file.name!r}: give it '
@@ -450,7 +450,7 @@ def _execute(name, file):
         del sys.modules[name]
         raise InvalidValue(
             f'`packages` must name files that can be imported, got {file}: {type(e).__name__}: '
-            f'{shortened(str(e))}'
+            f'{shorten(str(e))}'
         ) from e
 
 
@@ -463,7 +463,7 @@ def _attribute(owner, name):
         pass
     except Exception as e:
         raise InvalidValue(
-            f'`cls` must name a class, got {name!r} of {shown(owner)}: {shortened(str(e))}'
+            f'`cls` must name a class, got {name!r} of {short_repr(owner)}: {shorten(str(e))}'
         ) from e
     if owner is sys.modules['__main__']:
         raise UnknownName(
@@ -472,7 +472,7 @@ def _attribute(owner, name):
         )
     members = getattr(owner, '__dict__', {}).items()
     classes = [member for member, obj in members if _is_allowed_kind(obj)]
-    known(f'{getattr(owner, "__name__", type(owner).__name__)}.*', name, classes)
+    check_choice(f'{getattr(owner, "__name__", type(owner).__name__)}.*', name, classes)
 
 
 # %% ../nbs/01_specs.ipynb #c2b4f960
@@ -512,11 +512,11 @@ def find(
     is malformed, not allowed or unknown
     """
     if not isinstance(name, str):
-        raise InvalidType(f'`cls` must be a string, got {shown(name)}')
+        raise InvalidType(f'`cls` must be a string, got {short_repr(name)}')
     text = re.sub(r"^<class\s+'(.*)'>$", r'\1', name.strip())
     is_dotted = '.' in text and _dotted.fullmatch(text)
     if len(text) > 300 or not is_dotted:
-        raise InvalidValue(f'`cls` must be a dotted name, got {shown(name)}')
+        raise InvalidValue(f'`cls` must be a dotted name, got {short_repr(name)}')
     modules = trusted(packages)
     text = current_name(text)
     _check_trusted(text, modules)
@@ -537,7 +537,7 @@ def _spec_dict(items, path, seen):
     for key in items:
         if not isinstance(key, str) or key in _marks:
             raise InvalidValue(
-                f'{path}: a key must be a string other than {_marks}, got {shown(key)}'
+                f'{path}: a key must be a string other than {_marks}, got {short_repr(key)}'
             )
     return {key: _spec(value, _join(path, key), seen) for key, value in items.items()}
 
@@ -592,7 +592,7 @@ def _checked_name(obj, name, path):
         remedy = 'it has been defined anew: make the part again'
     raise InvalidType(
         f'`{path or "obj"}` must be of a class, or a function, that is found again by its name, '
-        f'got {shown(obj)}: {remedy}'
+        f'got {short_repr(obj)}: {remedy}'
     )
 
 
@@ -607,7 +607,7 @@ def spec(
         return _spec(obj, '', {})
     except RecursionError:
         raise InvalidValue(
-            f'`obj` must not be nested so deeply, or in itself, got {shown(obj)}'
+            f'`obj` must not be nested so deeply, or in itself, got {short_repr(obj)}'
         ) from None
 
 
@@ -620,8 +620,8 @@ def _with_path(path, cls, error):
     if not isinstance(error, Refusal):
         message = f'`{cls}` must get arguments that fit: {type(error).__name__}: {message}'
     if path:
-        message = f'{shortened(path)}: {message}'
-    return refusal_type(error)(shortened(message, 2500))
+        message = f'{shorten(path)}: {message}'
+    return refusal_type(error)(shorten(message, 2500))
 
 
 def _check_arguments(parameters, kwargs):
@@ -629,13 +629,13 @@ def _check_arguments(parameters, kwargs):
     kinds = {p.kind for p in parameters}
     if Parameter.VAR_KEYWORD not in kinds:
         for name in kwargs:
-            known('argument', name, [p.name for p in parameters])
+            check_choice('argument', name, [p.name for p in parameters])
     for p in parameters:
         is_variadic = p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         is_required = p.default is p.empty and not is_variadic
         if is_required and p.name not in kwargs:
             raise InvalidType(
-                f'`{p.name}` must be given, got {", ".join(map(shown, kwargs)) or "nothing"}'
+                f'`{p.name}` must be given, got {", ".join(map(short_repr, kwargs)) or "nothing"}'
             )
 
 
@@ -650,7 +650,7 @@ def _take_positional(parameters, kwargs):
     name = parameters[star].name
     rest = kwargs.pop(name, [])
     if not isinstance(rest, list):
-        raise InvalidType(f'`{name}` must be a list, got {shown(rest)}')
+        raise InvalidType(f'`{name}` must be a list, got {short_repr(rest)}')
     return first + rest
 
 
@@ -669,7 +669,7 @@ def _build(s, path, built, packages):
     if not isinstance(s, Mapping):
         return s
     if 'same' in s:
-        return built[known(_join(path, 'same'), s['same'], built)]
+        return built[check_choice(_join(path, 'same'), s['same'], built)]
     if 'ref' in s:
         return find(s['ref'], packages, called=False)
     arguments = {}
@@ -687,7 +687,7 @@ def _build_part(name, arguments, path, packages):
     try:
         return _call(find(name, packages), arguments)
     except Exception as e:
-        raise _with_path(path, shown(name, 100), e) from e
+        raise _with_path(path, short_repr(name, 100), e) from e
 
 
 def build(
@@ -701,7 +701,7 @@ def build(
         return _build(s, '', {}, trusted(packages))
     except RecursionError:
         raise InvalidValue(
-            f'`s` must not be nested so deeply, or in itself, got {shown(s)}'
+            f'`s` must not be nested so deeply, or in itself, got {short_repr(s)}'
         ) from None
 
 
@@ -755,7 +755,7 @@ def _next_in_list(node, words, path):
     "Return the index with which `words` begin, and the words that are left"
     first = words[0]
     if not first.isdecimal() or int(first) >= len(node):
-        known(_join(path, first), first, map(str, range(len(node))))
+        check_choice(_join(path, first), first, map(str, range(len(node))))
     return int(first), words[1:]
 
 
@@ -773,7 +773,7 @@ def _next_key(node, words, path, packages):
     if 'cls' in node:
         names += _arguments(find(node['cls'], packages))
     names = list(dict.fromkeys(names))
-    return known(_join(path, words[0]), words[0], names), words[1:]
+    return check_choice(_join(path, words[0]), words[0], names), words[1:]
 
 
 # %% ../nbs/01_specs.ipynb #ad8d322e
@@ -794,7 +794,7 @@ def _locate(root, words, packages):
         if not isinstance(child, (list, Mapping)):
             raise UnknownName(
                 f'`{path}` must have parts of its own to change {".".join(words)!r} in it, got '
-                f'{shown(child)}'
+                f'{short_repr(child)}'
             )
         node = child
 
@@ -808,7 +808,7 @@ def _resolve(root, child, path, packages):
         if not isinstance(target, str) or target in visited:
             circular = ', which leads back to it' if target in visited else ''
             raise InvalidValue(
-                f'`{path}.same` must be the path of a part, got {shown(target)}{circular}'
+                f'`{path}.same` must be the path of a part, got {short_repr(target)}{circular}'
             )
         visited.append(target)
         node, key = _locate(root, target.split('.'), packages)
@@ -821,7 +821,7 @@ def _set_leaf(s, path, value, packages):
     "Change one leaf of a specification in place"
     if not isinstance(path, str) or len(path) > 1000:
         raise InvalidType(
-            f"`changes` must be paths, like 'model.beta', and values, got {shown(path)}"
+            f"`changes` must be paths, like 'model.beta', and values, got {short_repr(path)}"
         )
     node, key = _locate(s, path.replace('__', '.').split('.'), packages)
     node[key] = value
@@ -843,7 +843,7 @@ def override(
             _set_leaf(s, path, value, modules)
     except RecursionError:
         raise InvalidValue(
-            f'`s` must not be nested so deeply, or in itself, got {shown(s)}'
+            f'`s` must not be nested so deeply, or in itself, got {short_repr(s)}'
         ) from None
     return s
 
@@ -881,7 +881,7 @@ def leads_into(
         node, key = _locate(s, path.split('.'), trusted(packages))
     except RecursionError:
         raise InvalidValue(
-            f'`s` must not be nested so deeply, or in itself, got {shown(s)}'
+            f'`s` must not be nested so deeply, or in itself, got {short_repr(s)}'
         ) from None
     if node is not s:
         return id(node) in found
@@ -1130,7 +1130,7 @@ def parse(
     try:
         return _read_text(text)
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        reason = shortened(' '.join(str(e).split()))
+        reason = shorten(' '.join(str(e).split()))
         raise InvalidValue(f'`text` must be JSON or YAML, got {text[:60]!r}: {reason}') from e
 
 
@@ -1171,8 +1171,8 @@ def read(
 ) -> dict:  # Its contents
     "Read a specification; raises `ValueError`, with the name of the file, if it is damaged"
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidType(f'`path` must be the name of a file, got {shown(path)}')
-    name = shortened(str(path))
+        raise InvalidType(f'`path` must be the name of a file, got {short_repr(path)}')
+    name = shorten(str(path))
     text = _read_file(path, name)
     try:
         s = parse(text)

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from .files import save_whole, sweep
 from .specs import parse
-from .validation import InvalidValue, shown
+from .validation import InvalidValue, short_repr
 
 # %% ../nbs/50_status.ipynb #a3994a79
 file = 'status.json'
@@ -128,7 +128,7 @@ def folder_name(
         return name
     raise InvalidValue(
         f"`{argument}` must be letters, digits and any of ' .,=+@-', at most 200 bytes, got "
-        f'{shown(name)}'
+        f'{short_repr(name)}'
     )
 
 

@@ -46,7 +46,7 @@ from dlframe.trial_table import (
     short_value,
     value_key,
 )
-from .validation import InvalidValue, known, shortened, whole
+from .validation import InvalidValue, check_choice, check_int, shorten
 
 
 # %% ../nbs/75_sweep_plots.ipynb #b24ab512
@@ -108,7 +108,7 @@ def _by_category(values):
     return Axis(
         [places[value_key(v)] for v in values],
         list(places.values()),
-        [shortened(short_value(v), 14) for v in kinds],
+        [shorten(short_value(v), 14) for v in kinds],
         categories=True,
     )
 
@@ -146,7 +146,7 @@ def _check_parameters(table, parameters):
     "Return the given parameters, or all that differ; raises `TooFew` or `UnknownName`"
     differing = table.attrs['parameters']
     if parameters is not None:
-        return [known('parameters', p, differing) for p in parameters]
+        return [check_choice('parameters', p, differing) for p in parameters]
     if not differing:
         raise TooFew('`table` must hold parameters that differ between trials, got none')
     return differing
@@ -489,13 +489,13 @@ def best_few(
     problem = 'no trial is finished and has a folder'
     has_value = table[table.attrs['metric']].notna()
     for run in table.index[has_value & (table['state'] == 'finished')]:
-        if len(found) == whole('top', top):
+        if len(found) == check_int('top', top):
             break
         try:
             if _address(table, run):
                 found[run] = _load_compared(table, run, load)
         except (OSError, ValueError, KeyError, TypeError) as e:
-            problem = f'{run}: {shortened(str(e))}'
+            problem = f'{run}: {shorten(str(e))}'
     if not found:
         raise TooFew(f'`table` must hold a finished trial that can be loaded, got none ({problem})')
     return found

@@ -22,11 +22,11 @@ from dlframe.validation import (
     InvalidType,
     InvalidValue,
     UnknownName,
-    known,
-    real,
+    check_choice,
+    check_int,
+    check_number,
     refusal_type,
-    shown,
-    whole,
+    short_repr,
 )
 
 # %% ../nbs/70_sweeps.ipynb #970c3825
@@ -114,11 +114,11 @@ def _check_options(
     if _takes_exponents(kind) and max(map(abs, extremes)) > 700:
         raise InvalidValue(
             f'`{path}` must have exponents of e between -700 and 700 for the distribution '
-            f'{kind}, got {shown(extremes)}'
+            f'{kind}, got {short_repr(extremes)}'
         )
     if not _fits_floats(Choice(kind, options), extremes):
         raise InvalidValue(
-            f'`{path}` must hold numbers that a float can hold, got {shown(options)}'
+            f'`{path}` must hold numbers that a float can hold, got {short_repr(options)}'
         )
     if 'value' in options:
         _check_json(f'{path}.value', options['value'])
@@ -130,16 +130,16 @@ def _check_numbers(kind, options, path):
     "Raise if an option is no number, or has the wrong sign"
     for key in ('sigma', 'q', 'a', 'b'):
         if key in options:
-            real(f'{path}.{key}', options[key], above=0)
+            check_number(f'{path}.{key}', options[key], above=0)
     if 'mu' in options:
-        real(f'{path}.mu', options['mu'])
+        check_number(f'{path}.mu', options['mu'])
     if 'min' not in options:
         return
     above = 0 if kind.endswith('_values') else -inf
     for key in _range:
-        real(f'{path}.{key}', options[key], above=above)
+        check_number(f'{path}.{key}', options[key], above=above)
         if kind == 'int_uniform':
-            whole(f'{path}.{key}', options[key], least=-(2**63))
+            check_int(f'{path}.{key}', options[key], least=-(2**63))
 
 
 def _extremes(options):
@@ -167,7 +167,7 @@ def _check_values(options, path):
     probabilities = options.get('probabilities')
     if not isinstance(values, list) or not values:
         raise InvalidValue(
-            f'`{path}.values` must be a list of at least one value, got {shown(values)}'
+            f'`{path}.values` must be a list of at least one value, got {short_repr(values)}'
         )
     for i, v in enumerate(values):
         _check_json(f'{path}.values[{i}]', v)
@@ -176,11 +176,11 @@ def _check_values(options, path):
     if not isinstance(probabilities, list) or len(probabilities) != len(values):
         raise InvalidValue(
             f'`{path}.probabilities` must be as many as the values, {len(values)}, got '
-            f'{shown(probabilities)}'
+            f'{short_repr(probabilities)}'
         )
     total = 0
     for i, p in enumerate(probabilities):
-        total += real(f'{path}.probabilities[{i}]', p, least=0)
+        total += check_number(f'{path}.probabilities[{i}]', p, least=0)
     if abs(total - 1) > 1e-6:
         raise InvalidValue(f'`{path}.probabilities` must sum to 1, got {total:g}')
 
@@ -204,13 +204,15 @@ def choices(
 ) -> dict:  # Of `Choice`, by name
     "Read the distributions of parameters"
     if not isinstance(given, Mapping) or not given:
-        raise InvalidType(f'`{path}` must be a mapping of names to choices, got {shown(given)}')
+        raise InvalidType(
+            f'`{path}` must be a mapping of names to choices, got {short_repr(given)}'
+        )
     for name in given:
         if not isinstance(name, str) or not name.isidentifier():
             hint = ': what is inside a parameter has `parameters` of its own'
             raise InvalidValue(
                 f'`{path}` must have names of parameters, got '
-                f'{shown(name)}{hint if "." in str(name) else ""}'
+                f'{short_repr(name)}{hint if "." in str(name) else ""}'
             )
     return {name: _choice(c, f'{path}.{name}') for name, c in given.items()}
 
@@ -222,14 +224,15 @@ def _choice(
     "Read a distribution; raises `TypeError`, `ValueError` or `UnknownName`, naming the place"
     if not isinstance(given, Mapping):
         raise InvalidType(
-            f'`{path}` must be a mapping with value, values, or min and max, got {shown(given)}'
+            f'`{path}` must be a mapping with value, values, or min and max, got '
+            f'{short_repr(given)}'
         )
     if 'parameters' in given:
         for key in given:
-            known(path, key, ['parameters'])
+            check_choice(path, key, ['parameters'])
         return choices(given['parameters'], f'{path}.parameters')
     kind = given.get('distribution', _implied_distribution(given))
-    kind = known(f'{path}.distribution', kind, _distributions)
+    kind = check_choice(f'{path}.distribution', kind, _distributions)
     options = {k: v for k, v in given.items() if k != 'distribution'}
     options = _complete_options(kind, options, path, given)
     _check_options(kind, options, path)
@@ -240,7 +243,7 @@ def _complete_options(kind, options, path, given):
     "Add W&B's defaults; raises for an unknown or a missing key"
     keys = _distributions[kind]
     for key in options:
-        known(f'{path} ({kind})', key, keys)
+        check_choice(f'{path} ({kind})', key, keys)
     defaults = {k: v for k, v in _default_options.items() if k in keys}
     options = {**defaults, **options}
     for key in keys:
@@ -286,24 +289,24 @@ def _check_command(
     with parameters
     """
     if not isinstance(command, list) or not command:
-        raise InvalidType(f'`{path}` must be a list of words, got {shown(command)}')
+        raise InvalidType(f'`{path}` must be a list of words, got {short_repr(command)}')
     for i, word in enumerate(command):
         _check_word(word, f'{path}[{i}]')
     if not {'${args_json_file}', '${args_json}'} & {*command}:
         raise InvalidValue(
             f'`{path}` must pass parameters to papermill, with -f and ${{args_json_file}}, '
-            f'got {shown(command)}'
+            f'got {short_repr(command)}'
         )
     if '${program}' not in command:
         raise InvalidValue(
-            f'`{path}` must have ${{program}} as one of its words, got {shown(command)}'
+            f'`{path}` must have ${{program}} as one of its words, got {short_repr(command)}'
         )
     return command
 
 
 def _check_word(word, path):
     if not isinstance(word, str) or '\0' in word:
-        raise InvalidType(f'`{path}` must be a text, got {shown(word)}')
+        raise InvalidType(f'`{path}` must be a text, got {short_repr(word)}')
     if '${envvar:WANDB_RUN_ID}' in word:
         raise InvalidValue(
             f'`{path}` must not use ${{envvar:WANDB_RUN_ID}}, which is replaced before the run '
@@ -311,7 +314,7 @@ def _check_word(word, path):
         )
     is_macro = word.startswith('${') and word.endswith('}')
     if is_macro and not word.startswith('${envvar:'):
-        known(path, word[2:-1], _macros)
+        check_choice(path, word[2:-1], _macros)
 
 
 # %% ../nbs/70_sweeps.ipynb #7be02c41
@@ -330,7 +333,7 @@ def check_executable(
     file = Path(folder, program) if os.sep in program else program or ' '
     if not shutil.which(file, path=path):
         raise InvalidValue(
-            f'`command[{i}]` must be a program that this machine has, got {shown(word)}'
+            f'`command[{i}]` must be a program that this machine has, got {short_repr(word)}'
         )
 
 
@@ -377,16 +380,18 @@ class Sweep:
 # %% ../nbs/70_sweeps.ipynb #6f3d8179
 def _metric(given):
     if not isinstance(given, Mapping):
-        raise InvalidType(f'`metric` must be a mapping with name and goal, got {shown(given)}')
+        raise InvalidType(f'`metric` must be a mapping with name and goal, got {short_repr(given)}')
     for key in given:
-        known('metric', key, ('name', 'goal', 'target', 'impute', 'impute_while_running'))
+        check_choice('metric', key, ('name', 'goal', 'target', 'impute', 'impute_while_running'))
     name = given.get('name')
     if not isinstance(name, str) or not name:
-        raise InvalidValue(f'`metric.name` must be the name of a logged number, got {shown(name)}')
+        raise InvalidValue(
+            f'`metric.name` must be the name of a logged number, got {short_repr(name)}'
+        )
     if 'target' in given:
-        real('metric.target', given['target'])
+        check_number('metric.target', given['target'])
     for key in {'impute', 'impute_while_running'} & given.keys():
-        known(f'metric.{key}', str(given[key]).lower(), ('latest', 'best', 'worst', 'false'))
+        check_choice(f'metric.{key}', str(given[key]).lower(), ('latest', 'best', 'worst', 'false'))
     return {**given, 'goal': _goal(name, given.get('goal'))}
 
 
@@ -403,15 +408,17 @@ def _goal(name, goal):
 # %% ../nbs/70_sweeps.ipynb #67fa0136
 def _early_terminate(given):
     if not isinstance(given, Mapping):
-        raise InvalidType(f'`early_terminate` must be a mapping with a type, got {shown(given)}')
-    known('early_terminate.type', given.get('type'), ['hyperband'])
+        raise InvalidType(
+            f'`early_terminate` must be a mapping with a type, got {short_repr(given)}'
+        )
+    check_choice('early_terminate.type', given.get('type'), ['hyperband'])
     for key in given:
-        known('early_terminate', key, ('type', 'min_iter', 'max_iter', 's', 'eta', 'strict'))
+        check_choice('early_terminate', key, ('type', 'min_iter', 'max_iter', 's', 'eta', 'strict'))
     _check_bracket_keys(given)
     for key in ('min_iter', 'max_iter', 's'):
         if key in given:
-            whole(f'early_terminate.{key}', given[key])
-    eta = real('early_terminate.eta', given.get('eta', 3), above=1)
+            check_int(f'early_terminate.{key}', given[key])
+    eta = check_number('early_terminate.eta', given.get('eta', 3), above=1)
     if given.get('max_iter', eta) < eta:
         raise InvalidValue(
             f'`early_terminate.max_iter` must be at least eta, {eta:g}, or no trial is ever '
@@ -419,7 +426,7 @@ def _early_terminate(given):
         )
     if not isinstance(given.get('strict', True), bool):
         raise InvalidType(
-            f'`early_terminate.strict` must be true or false, got {shown(given["strict"])}'
+            f'`early_terminate.strict` must be true or false, got {short_repr(given["strict"])}'
         )
     return dict(given)
 
@@ -467,7 +474,7 @@ def read_sweep(
 # %% ../nbs/70_sweeps.ipynb #8c284612
 def _sweep(file, given, folder):
     _check_keys(given)
-    method = known('method', given.get('method'), ('grid', 'random', 'bayes'))
+    method = check_choice('method', given.get('method'), ('grid', 'random', 'bayes'))
     metric = _metric(given['metric']) if 'metric' in given else {}
     early_terminate = {}
     if 'early_terminate' in given:
@@ -477,7 +484,7 @@ def _sweep(file, given, folder):
         raise InvalidValue(f'`metric` must be given for {needed_by}, got none')
     run_cap = given.get('run_cap')
     if run_cap is not None:
-        run_cap = whole('run_cap', run_cap)
+        run_cap = check_int('run_cap', run_cap)
     program = _program(given.get('program'), folder)
     parameters = choices(given.get('parameters'))
     command = _check_command(given.get('command'))
@@ -503,26 +510,26 @@ def _check_keys(given):
         if key in _keys_of_services:
             raise InvalidValue(
                 f'`{key}` must not be given: it is for a service of W&B that dlframe does not '
-                f'use, got {shown(given[key])}'
+                f'use, got {short_repr(given[key])}'
             )
-        known('sweep file', key, _keys)
+        check_choice('sweep file', key, _keys)
     for key in set(_text_keys) & given.keys():
         if not isinstance(given[key], str):
-            raise InvalidType(f'`{key}` must be a text, got {shown(given[key])}')
+            raise InvalidType(f'`{key}` must be a text, got {short_repr(given[key])}')
 
 
 def _check_shared_parameters(given):
     "Raise for a parameter that can belong to one run only"
     for key, reason in _keys_of_one_run.items():
         if key in given:
-            value = shown(given[key])
+            value = short_repr(given[key])
             raise InvalidValue(f'`parameters.{key}` must not be given: {reason}, got {value}')
 
 
 def _program(given, folder):
     is_notebook = isinstance(given, str) and given.endswith('.ipynb')
     if not is_notebook or not given.isprintable() or len(given) > 500:
-        raise InvalidValue(f'`program` must be a notebook, got {shown(given)}')
+        raise InvalidValue(f'`program` must be a notebook, got {short_repr(given)}')
     path = Path(given)
     if path.is_absolute() or '..' in path.parts:
         raise InvalidValue(f'`program` must be inside the folder where agents start, got {given!r}')
@@ -536,7 +543,7 @@ def _program(given, folder):
 # %% ../nbs/70_sweeps.ipynb #0bdc3732
 def _check_types(parameters, types):
     for name, chosen in parameters.items():
-        known('parameters', name, types)
+        check_choice('parameters', name, types)
         is_list = isinstance(chosen, Choice) and 'values' in chosen.options
         for i, value in enumerate(_examples(chosen)):
             path = f'parameters.{name}.values[{i}]' if is_list else f'parameters.{name}'
@@ -562,7 +569,7 @@ def _check_grid(parameters, path='parameters'):
         elif 'probabilities' in chosen.options:
             raise InvalidValue(
                 f'`{path}.{name}.probabilities` must not be given for the method grid, which '
-                f'tries each value once, got {shown(chosen.options["probabilities"])}'
+                f'tries each value once, got {short_repr(chosen.options["probabilities"])}'
             )
         elif chosen.distribution not in ('constant', 'categorical', 'int_uniform', 'q_uniform'):
             raise InvalidValue(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from .distributions import DiagonalNormal
-from .validation import InvalidType, InvalidValue, shown, wholes
+from .validation import InvalidType, InvalidValue, check_ints, short_repr
 
 
 # %% ../nbs/04_tensor_rings.ipynb #9eedb0cd
@@ -385,7 +385,7 @@ def _check_cores(cores):
 
 def _check_core(k, core):
     if not isinstance(core, Tensor) or not core.is_floating_point():
-        raise InvalidType(f'`cores[{k}]` must be a tensor of real numbers, got {shown(core)}')
+        raise InvalidType(f'`cores[{k}]` must be a tensor of real numbers, got {short_repr(core)}')
     if core.ndim != 3 or not core.numel():
         raise InvalidValue(
             f'`cores[{k}]` must have the shape [values, rows, columns], got {tuple(core.shape)}'
@@ -400,7 +400,7 @@ def _check_positive(cores):
 
 def _check_dims(dims, m, things):
     "Return `dims` as a list, if they are different whole numbers from 0 to m - 1"
-    dims = wholes('dims', dims, least=0)
+    dims = check_ints('dims', dims, least=0)
     if not dims:
         raise InvalidValue(f'`dims` must name at least one of the {things}, got []')
     for i, k in enumerate(dims):
@@ -644,7 +644,7 @@ class RingMixture(Distribution):
         validate_args: bool | None = None,  # As in `torch.distributions`
     ):
         m = len(ring.sizes)
-        shape = torch.Size([m] if event_shape is None else wholes('event_shape', event_shape))
+        shape = torch.Size([m] if event_shape is None else check_ints('event_shape', event_shape))
         if shape.numel() != m:
             raise InvalidValue(
                 f'`event_shape` must have {m} elements, one for each index of the ring, got '

@@ -47,7 +47,7 @@ from dlframe.loading import (
 from .loggers import apart
 from .specs import read
 from .status import recorded, state
-from .validation import InvalidValue, MissingFile, known, nearest, shortened, shown
+from .validation import InvalidValue, MissingFile, check_choice, nearest, short_repr, shorten
 
 
 # %% ../nbs/74_trial_table.ipynb #9cb187fd
@@ -62,7 +62,7 @@ def logged(
     file = Path(folder) / 'metrics.csv'
     rows = csv.reader(_whole_lines(verify(file)))
     counters = next(rows, ['', '', 'steps'])[2:]
-    column = 2 + counters.index(known('x', x, counters))
+    column = 2 + counters.index(check_choice('x', x, counters))
     found: dict[str, list] = defaultdict(list)
     row = None
     try:
@@ -72,7 +72,9 @@ def logged(
             for i, counter in enumerate(counters):
                 found[counter] = [(float(row[column]), float(row[i + 2]))]
     except (IndexError, ValueError, csv.Error) as e:
-        raise InvalidValue(f'{file} must be a table that a run has logged: {shown(row)}') from e
+        raise InvalidValue(
+            f'{file} must be a table that a run has logged: {short_repr(row)}'
+        ) from e
     return dict(found)
 
 
@@ -134,7 +136,7 @@ def _add_folder(
     reasons += _add_status(trial, where / trial.run)
     if trial.seconds is None and 'seconds' in trial.logged:
         trial.seconds = trial.logged['seconds'][-1][1]
-    trial.reason = shortened(' '.join('; '.join(reasons).split()), 300)
+    trial.reason = shorten(' '.join('; '.join(reasons).split()), 300)
     return trial
 
 
@@ -205,7 +207,7 @@ def _study_trials(
             '`storage` must be a database with studies of Optuna, got one that raises '
             f'{type(e).__name__}'
         ) from None
-    key = studies[known('study', folder.resolve().name, studies)]
+    key = studies[check_choice('study', folder.resolve().name, studies)]
     in_study = opened.get_all_trials(key, deepcopy=False)
     attrs = opened.get_study_user_attrs(key)
     # agents of earlier releases compared by the best value, and did not record that
@@ -356,7 +358,7 @@ def trials(
     found = _read_trials(sweep, storage, ranking.by)
     names = _logged_names(found)
     if metric is not None and names:
-        known('metric', name, sorted({*names, name}) if name == metric_of_sweep else names)
+        check_choice('metric', name, sorted({*names, name}) if name == metric_of_sweep else names)
     ranking = ranking._replace(goal=find_goal(name, ranking.goal or None))
     values = [_value(t, ranking, in_study=name == metric_of_sweep) for t in found]
     others = [n for n in ('steps', 'epochs', *names) if n != name]
@@ -377,7 +379,7 @@ def _read_trials(sweep, storage, by):
     if not found and not is_new_sweep:
         raise MissingFile(
             '`sweep` must be a folder with a study or with runs, or a sweep of W&B, got '
-            f'{shown(str(sweep))}'
+            f'{short_repr(str(sweep))}'
         )
     return found
 
@@ -526,7 +528,7 @@ def short_value(value):
     "Format a value of a parameter in at most 40 letters"
     if value is None or value != value:
         return 'none'
-    return f'{value:.4g}' if isinstance(value, float) else shortened(str(value), 40)
+    return f'{value:.4g}' if isinstance(value, float) else shorten(str(value), 40)
 
 
 # %% ../nbs/74_trial_table.ipynb #e4718039

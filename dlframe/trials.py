@@ -36,7 +36,7 @@ from .samplers import sampler, size, suggest
 from .specs import read
 from .status import state
 from .sweeps import Sweep
-from .validation import InvalidValue, MissingFile, known, real, shortened
+from .validation import InvalidValue, MissingFile, check_choice, check_number, shorten
 
 
 # %% ../nbs/72_trials.ipynb #f0bbd894
@@ -156,7 +156,7 @@ def open_storage(
         raise InvalidValue(
             '`storage` must be a record of trials that can be opened, got '
             f'{_without_password(str(url or path))}: {type(e).__name__}: '
-            f'{shortened(first_line, 200)}'
+            f'{shorten(first_line, 200)}'
         ) from None
 
 
@@ -199,7 +199,7 @@ class Agents:
         host: str | None = None,  # This machine
     ):
         self.home = Path(folder) / '.agents'
-        self.patience = real('patience', patience, above=0)
+        self.patience = check_number('patience', patience, above=0)
         self.clock = clock
         self.host = host or platform.node() or 'unknown'
         self.slots = slots
@@ -346,7 +346,7 @@ def _open_study(
     new = _definition(sweep, search)
     old = study.user_attrs.get('sweep')
     if by is not None:
-        known('by', by, ways)
+        check_choice('by', by, ways)
     if old is None:
         # `by` first, since a study with `sweep` only is of an earlier release
         study.set_user_attr('by', by or 'last')
@@ -572,7 +572,7 @@ class Trials:
     ) -> None:
         "Record the outcome of a trial"
         if reason:
-            self.storage.set_trial_user_attr(taken.key, 'reason', shortened(reason, 500))
+            self.storage.set_trial_user_attr(taken.key, 'reason', shorten(reason, 500))
         self.storage.set_trial_state_values(taken.key, state, None if value is None else [value])
         self.held.discard(taken.key)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .validation import InvalidType, InvalidValue, known
+from .validation import InvalidType, InvalidValue, check_choice
 
 # %% ../nbs/06_triggers.ipynb #977a325d
 _seconds_per_unit = {'second': 1, 'minute': 60, 'hour': 3600, 'day': 86400}
@@ -77,7 +77,7 @@ def check_unit(
         return
     units_of_clock = [f'{unit}s' for unit in _seconds_per_unit]
     others = [counter for counter in counters if counter != 'seconds']
-    known(argument, d.unit, units_of_clock + others)
+    check_choice(argument, d.unit, units_of_clock + others)
 
 
 # %% ../nbs/06_triggers.ipynb #3ad87a19

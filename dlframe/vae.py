@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from .distributions import Delta, centre, detached, kl, log_mean_exp
 from .models import Model, check_parts, require_density
 from .ramps import Ramp, now, weight
-from .validation import InvalidType, InvalidValue, known, whole
+from .validation import InvalidType, InvalidValue, check_choice, check_int
 
 
 # %% ../nbs/11_vae.ipynb #1cd3e83b
@@ -44,9 +44,9 @@ class VAE(Model):
         self.decoder = decoder
         self.prior = prior
         self.beta = weight('beta', beta)
-        self.n_samples = whole('n_samples', n_samples)
-        self.bound = known('bound', bound, ('elbo', 'iwae'))
-        self.gradient = known('gradient', gradient, ('plain', 'stl', 'dreg'))
+        self.n_samples = check_int('n_samples', n_samples)
+        self.bound = check_choice('bound', bound, ('elbo', 'iwae'))
+        self.gradient = check_choice('gradient', gradient, ('plain', 'stl', 'dreg'))
         _check_estimators(bound, gradient, sampled_rate)
         self.sampled_rate = sampled_rate or bound == 'iwae' or gradient == 'stl'
         if self.sampled_rate:

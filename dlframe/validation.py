@@ -10,16 +10,16 @@ __all__ = [
     'MissingFile',
     'UnknownName',
     'refusal_type',
-    'shown',
-    'shortened',
+    'short_repr',
+    'shorten',
     'with_article',
     'nearest',
-    'known',
+    'check_choice',
     'check_type',
     'check_types',
-    'whole',
-    'wholes',
-    'real',
+    'check_int',
+    'check_ints',
+    'check_number',
 ]
 
 # %% ../nbs/00_validation.ipynb #0ca4b29e
@@ -65,7 +65,7 @@ def refusal_type(
 
 
 # %% ../nbs/00_validation.ipynb #acbae76c
-def shown(
+def short_repr(
     value,  # Anything
     most: int = 300,  # Characters
 ) -> str:  # At most that long
@@ -74,10 +74,10 @@ def shown(
         text = repr(value)
     except Exception:
         text = f'{with_article(type(value).__name__)} that cannot be shown'
-    return shortened(text, most)
+    return shorten(text, most)
 
 
-def shortened(
+def shorten(
     text: str,  # Of any length
     most: int = 300,  # Characters
 ) -> str:  # At most that long
@@ -107,7 +107,7 @@ def nearest(
 
 
 # %% ../nbs/00_validation.ipynb #d4573a59
-def known(
+def check_choice(
     argument: str,  # Name of the argument, for the message
     name: str,  # Value of the argument
     names: Iterable[str],  # Allowed values
@@ -119,14 +119,14 @@ def known(
     if isinstance(name, str) and name in names:
         return name
     candidates = [n for n in names if isinstance(n, str)]
-    close = nearest(name if isinstance(name, str) else shown(name), candidates)
+    close = nearest(name if isinstance(name, str) else short_repr(name), candidates)
     hint = f'; did you mean {close!r}?' if close else ''
     if names:
-        listed = ', '.join(map(shown, names))
-        rule = f'one of {shortened(listed, 2000)}'
+        listed = ', '.join(map(short_repr, names))
+        rule = f'one of {shorten(listed, 2000)}'
     else:
         rule = 'left out, since there is no name to choose from'
-    raise UnknownName(f'`{shortened(argument)}` must be {rule}, got {shown(name)}{hint}')
+    raise UnknownName(f'`{shorten(argument)}` must be {rule}, got {short_repr(name)}{hint}')
 
 
 # %% ../nbs/00_validation.ipynb #6d2dcc7c
@@ -138,7 +138,7 @@ def check_type(
     "Return `value` if it is an instance of `kind`; raises `InvalidType` otherwise"
     if isinstance(value, kind):
         return value
-    raise InvalidType(f'`{argument}` must be of type {kind.__name__}, got {shown(value)}')
+    raise InvalidType(f'`{argument}` must be of type {kind.__name__}, got {short_repr(value)}')
 
 
 def check_types(
@@ -148,12 +148,12 @@ def check_types(
 ) -> list:  # `values`
     "Return `values` if it is a list of instances of `kind`; raises `InvalidType` otherwise"
     if not isinstance(values, (list, tuple)):
-        raise InvalidType(f'`{argument}` must be of type list, got {shown(values)}')
+        raise InvalidType(f'`{argument}` must be of type list, got {short_repr(values)}')
     return [check_type(argument, value, kind) for value in values]
 
 
 # %% ../nbs/00_validation.ipynb #8c5b0662
-def whole(
+def check_int(
     argument: str,  # Name of the argument, for the message
     value: int,  # Value of the argument
     least: int = 1,  # The smallest value allowed
@@ -162,14 +162,14 @@ def whole(
     `InvalidValue` otherwise
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidType(f'`{argument}` must be a whole number, got {shown(value)}')
+        raise InvalidType(f'`{argument}` must be a whole number, got {short_repr(value)}')
     if value < least:
-        raise InvalidValue(f'`{argument}` must be at least {least}, got {shown(int(value))}')
+        raise InvalidValue(f'`{argument}` must be at least {least}, got {short_repr(int(value))}')
     return int(value)
 
 
 # %% ../nbs/00_validation.ipynb #e8cc0c1c
-def wholes(
+def check_ints(
     argument: str,  # Name of the argument, for the message
     values: Iterable[int],  # Value of the argument
     least: int = 1,  # The smallest value allowed
@@ -178,12 +178,12 @@ def wholes(
     `InvalidValue` otherwise
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise InvalidType(f'`{argument}` must be a list of whole numbers, got {shown(values)}')
-    return [whole(f'{argument}[{i}]', v, least) for i, v in enumerate(values)]
+        raise InvalidType(f'`{argument}` must be a list of whole numbers, got {short_repr(values)}')
+    return [check_int(f'{argument}[{i}]', v, least) for i, v in enumerate(values)]
 
 
 # %% ../nbs/00_validation.ipynb #df936720
-def real(
+def check_number(
     argument: str,  # Name of the argument, for the message
     value: float,  # Value of the argument
     least: float = -inf,  # The smallest value allowed
@@ -193,11 +193,11 @@ def real(
     otherwise
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidType(f'`{argument}` must be a number, got {shown(value)}')
+        raise InvalidType(f'`{argument}` must be a number, got {short_repr(value)}')
     try:
         is_finite = isfinite(value)
     except OverflowError:
-        raise InvalidValue(f'`{argument}` must fit into a float, got {shown(value)}') from None
+        raise InvalidValue(f'`{argument}` must fit into a float, got {short_repr(value)}') from None
     if not is_finite:
         raise InvalidValue(f'`{argument}` must be finite, got {value}')
     if value < least:

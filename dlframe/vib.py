@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from .distributions import centre, kl
 from .models import Model, check_parts
 from .ramps import Ramp, now, weight
-from .validation import whole
+from .validation import check_int
 
 
 # %% ../nbs/12_vib.ipynb #43d011ee
@@ -35,7 +35,7 @@ class VIB(Model):
         self.predictor = predictor
         self.prior = prior
         self.beta = weight('beta', beta)
-        self.n_samples = whole('n_samples', n_samples)
+        self.n_samples = check_int('n_samples', n_samples)
 
     def forward(
         self,

@@ -209,7 +209,7 @@ def test_asked_to_go(tmp_path, number):
     assert agent.wait(PATIENCE) == 128 + number
     assert sorted(t.state.name for t in record(file, folder).all()) == ['WAITING'] * 2
     assert all('stopped' in lines[-1] for lines in told(folder).values())
-    assert f'go on with: dlframe-agent beta.yaml {folder}' in said(
+    assert f'resume with: dlframe-agent beta.yaml {folder}' in said(
         file
     ) and '2 trials save and stop' in said(file)
     assert finish([start(file, folder)]) == [0]

@@ -394,7 +394,7 @@ def test_unknown_name(values, said, kernel, there):
     ),
     (
         {'resume': 'nowhere'},
-        "FileNotFoundError: `resume` must be the folder of a run to go on with, got 'nowhere'",
+        "FileNotFoundError: `resume` must be the folder of a run to resume, got 'nowhere'",
     ),
     ({'name': '../escaped'}, "InvalidValue: `name` must be letters, …, got '../escaped'"),
     ({'trainer': {'precision': 'bf17'}}, "…'bf17'…"),

@@ -251,7 +251,7 @@ def test_a_stopped_run_goes_on(kernel, runs, never_stopped):
         'evaluation 2',
     )
     assert not error
-    assert f"go on with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
+    assert f"resume with: run = Run.resume('{runs}/stopped', packages=['__main__'])" in said
     assert (runs / 'stopped/checkpoints/last.ckpt').exists() and not (
         runs / 'stopped/checkpoints/model.safetensors'
     ).exists()
@@ -285,13 +285,11 @@ def test_the_train_page_goes_on_with_the_run_that_is_resumed(page):
     error, said = stop(page, cells[fit], 'step ')
     assert not error
     stopped, line = re.search(
-        r'stopped (after step \d+, at \d+ of 300 steps); go on with: (run = Run.resume.+)\n', said
+        r'stopped (after step \d+, at \d+ of 300 steps); resume with: (run = Run.resume.+)\n', said
     ).groups()
     error, said = page.run(cells[fit + 1 :])
-    assert (
-        error
-        == f'Unfinished: `run` must be finished, got one that stopped {stopped}; go on with: {line}'
-    )
+    message = f'`run` must be finished, got one that stopped {stopped}; resume with: {line}'
+    assert error == f'Unfinished: {message}'
     assert f'interrupted {stopped}' in said and 'validation loss' not in said
     assert page.cell(line)[0] == ''
     error, said = page.run(cells[fit + 1 :])

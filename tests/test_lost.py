@@ -189,7 +189,7 @@ def test_asked_to_go_under_papermill(number, home, metadata, tmp_path):
     assert told['steps'] > 0
     said = (tmp_path / 'out.ipynb').read_text('utf-8')
     assert f'stopped after step {told["steps"]}, at ' in said
-    assert f'of 36000 seconds; go on with: papermill … -p resume {run}\\n' in said
+    assert f'of 36000 seconds; resume with: papermill … -p resume {run}\\n' in said
     asked_slurm = (
         (tmp_path / 'slurm/asked').read_text() if (tmp_path / 'slurm/asked').exists() else ''
     )

@@ -523,7 +523,7 @@ def test_the_line_that_is_printed_goes_on(prompt, parameters, kernel, said, monk
         monkeypatch.delitem(sys.modules, 'ipykernel', raising=False)
     run = new_run(name='one', callbacks=[Stop()], parameters=parameters).fit()
     assert capsys.readouterr().out.endswith(
-        'stopped after step 3, at 3 of 4 steps; go on with: '
+        'stopped after step 3, at 3 of 4 steps; resume with: '
         f'{said.replace("FOLDER", str(run.folder))}\n'
     )
     with pytest.raises(

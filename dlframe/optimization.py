@@ -767,8 +767,10 @@ class Optimization(Part, _LeanModule):
         player: str | None = None,  # Of an adversarial model
     ) -> dict[str, Tensor]:  # `loss` and its terms, `[batch]` each
         "The loss to minimize, and its terms: those of the model, weighted"
-        compiled = self.compiled if self.checked and torch.is_grad_enabled() else None
-        model = compiled or self.model
+        in_training = self.checked and torch.is_grad_enabled()
+        model: Callable = self.model
+        if self.compiled is not None and in_training:
+            model = self.compiled
         terms = model(batch, player) if player else model(batch)
         return weigh(terms, self.weights) if self.weights else terms
 

@@ -13,7 +13,6 @@ __all__ = [
     'weigh',
     'Stopwatch',
     'generators',
-    'StepTotals',
     'Optimization',
     'mark_trained',
     'trained_before',
@@ -524,7 +523,7 @@ def _keep_signature(method):
 
 
 # %% ../nbs/42_optimization.ipynb #d5ca71e4
-class StepTotals(NamedTuple):
+class _StepTotals(NamedTuple):
     "Sums over the processes that train together"
 
     rows: float  # Rows of the batch
@@ -661,7 +660,7 @@ class Optimization(Part, _LeanModule):
         self.position: dict | None = None  # in the data
         self.plans: dict[str | None, _Plan] = {}
         self.moving: list[Ramp] = []
-        self.totals: StepTotals | None = None  # of the last step of several processes
+        self.totals: _StepTotals | None = None  # of the last step of several processes
         self.non_finite: _NonFiniteCheck | None = None
         self.compiled: Callable | None = None
 
@@ -775,8 +774,10 @@ class Optimization(Part, _LeanModule):
         player: str | None = None,  # Of an adversarial model
     ) -> dict[str, Tensor]:  # `loss` and its terms, `[batch]` each
         "The loss to minimize, and its terms: those of the model, weighted"
-        compiled = self.compiled if self.checked and torch.is_grad_enabled() else None
-        model = compiled or self.model
+        in_training = self.checked and torch.is_grad_enabled()
+        model: Callable = self.model
+        if self.compiled is not None and in_training:
+            model = self.compiled
         terms = model(batch, player) if player else model(batch)
         return weigh(terms, self.weights) if self.weights else terms
 
@@ -864,7 +865,7 @@ class _Step:
             return rows
         seconds = o.watch.seconds() if o.trainer.is_global_zero else 0.0
         mine = torch.tensor([rows, seconds, o.asked_to_stop], dtype=torch.float64, device=o.device)
-        o.totals = StepTotals(*o.trainer.strategy.reduce(mine, reduce_op='sum').tolist())
+        o.totals = _StepTotals(*o.trainer.strategy.reduce(mine, reduce_op='sum').tolist())
         return o.totals.rows / o.trainer.world_size
 
     def must_skip(

@@ -65,7 +65,7 @@ def _macro_words(program, config, file):
 
 
 def _environment_value(match):
-    "Replace a variable that is not set by its name"
+    "Return the value of a variable, or its name if the variable is not set"
     return os.environ.get(match[1], match[1])
 
 
@@ -422,7 +422,7 @@ def _handle_signals(handler: Callable) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # `nohup` makes a process ignore SIGHUP, which the agent must go on to do
+    # under `nohup` a process ignores SIGHUP, and the agent must continue to ignore it
     handled = [n for n in _stop_signals if signal.getsignal(n) != signal.SIG_IGN]
     previous = {n: signal.signal(n, handler) for n in handled}
     try:

@@ -99,7 +99,7 @@ def _subclasses_in(module: ModuleType, base: type, excluded) -> dict[str, type]:
 
 
 def _option_names(cls) -> list[str]:
-    "The arguments of an optimizer or a schedule behind its first, the parameters or the optimizer"
+    "Return the names of the options: all arguments but the first"
     return list(inspect.signature(cls.__init__).parameters)[2:]
 
 

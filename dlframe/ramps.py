@@ -91,7 +91,7 @@ class Ramp(Part, nn.Module):
         self,
         counters: Mapping[str, float],  # Counters of an optimization
     ) -> None:
-        "Set the value to that at given counters"
+        "Set the value for the given counters"
         self.value.fill_(self.at(counters))
 
     def forward(self) -> Tensor:  # A number, `[]`

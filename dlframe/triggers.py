@@ -98,14 +98,14 @@ class Trigger:
         counters: Mapping[str, float],  # Present values
     ) -> int:  # Whole periods
         "Return the number of periods that are over"
-        # 0.3/0.1 is 2.9999999999999996
+        # 1e-9 corrects rounding: 0.3 / 0.1 is 2.9999999999999996
         return int(counters[self.every.unit] / self.every.amount + 1e-9)
 
     def due(
         self,
         counters: Mapping[str, float],  # Present values
     ) -> bool:  # Has a period ended since the last firing?
-        "Return whether the trigger fires now, and count the firing"
+        "Return whether the trigger fires, and store the number of ended periods"
         periods = self.periods(counters)
         if periods <= self.fired:
             return False

@@ -671,7 +671,7 @@ def _parse_devices(text):
 
 
 def _sweep_folder(file, folder):
-    "Return the folder of a sweep; raises `ValueError` or `OSError` if it cannot be used"
+    "Return the folder of a sweep. Raises `ValueError` or `OSError` if it cannot be used"
     folder = Path(folder).absolute() if folder else find_device().runs_root / file.stem
     if not re.fullmatch(r'\w[\w.-]{,60}', folder.name):
         raise InvalidValue(

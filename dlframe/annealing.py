@@ -350,7 +350,7 @@ def bidirectional_bounds(
     acceptance: float = 0.65,  # Share of steps to accept
     schedule: str = 'sigmoid',  # Of the bridge, or `'linear'`
 ) -> Bounds:
-    "Bound log p(x) from below and above; raises `InvalidValue` if `x` and `z` differ in length"
+    "Bound log p(x) from below and above. Raises `InvalidValue` if `x` and `z` differ in length"
     check_annealing(model, n_chains, n_leaps, size, acceptance)
     if len(z) != len(x):
         raise InvalidValue(

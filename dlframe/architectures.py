@@ -64,7 +64,7 @@ def _activation(
     name: str,  # A class of `torch.nn`: `'ReLU'`, `'GELU'`, `'SiLU'`, `'Tanh'`, …
     dim: int = -1,  # The dimension that `'GLU'` halves
 ) -> nn.Module:  # The module
-    "Make an activation by its name in `torch.nn`; raises `UnknownName` for others"
+    "Make an activation by its name in `torch.nn`. Raises `UnknownName` for others"
     names = [k for k, v in vars(nn.modules.activation).items() if _is_activation(v)]
     cls = getattr(nn, check_choice('activation', name, names))
     return cls(dim) if cls is nn.GLU else cls()
@@ -127,7 +127,7 @@ def _vectors(module: nn.Module) -> dict[nn.Module, int]:
 
 
 def _affine_layers(module: nn.Module, init: str) -> list:
-    "Return linear and convolutional layers; raises `InvalidType` if other layers have matrices"
+    "Return linear and convolutional layers. Raises `InvalidType` if other layers have matrices"
     layers = [m for m in module.modules() if isinstance(m, _affine)]
     weights = {id(layer.weight) for layer in layers}
     matrices = [(n, p) for n, p in module.named_parameters() if p.ndim > 1]
@@ -144,7 +144,7 @@ def initialize(
     module: nn.Module,  # A network of this page or any other
     init: str,  # `'torch'`, which changes nothing, `'glorot'` or `'he'`
 ) -> nn.Module:  # `module`
-    """Draw the weights of all linear and convolutional layers, and set their biases to 0; raises
+    """Draw the weights of all linear and convolutional layers, and set their biases to 0. Raises
     `InvalidType` if other layers have matrices
     """
     if not isinstance(module, nn.Module):
@@ -205,7 +205,7 @@ class _Kernel(NamedTuple):
 
 
 def _per_layer(argument: str, value, n: int, least: int) -> list[int]:
-    "Return a list with one number per layer; raises `InvalidValue` for a list of another length"
+    "Return a list with one number per layer. Raises `InvalidValue` for a list of another length"
     values = check_ints(argument, [value] * n if isinstance(value, int) else value, least)
     if len(values) != n:
         raise InvalidValue(
@@ -311,7 +311,7 @@ def _growing_layers(
 
 
 def _image_size(size: Sequence[int]) -> list[int]:
-    "Return `size` as a list; raises `InvalidValue` if it is not height and width"
+    "Return `size` as a list. Raises `InvalidValue` if it is not height and width"
     sizes = check_ints('size', size)
     if len(sizes) != 2:
         raise InvalidValue(f'`size` must be (H, W), got {sizes}')
@@ -385,7 +385,7 @@ class Deconv(Part, nn.Module):
 
 # %% ../nbs/03_architectures.ipynb #c6f8b27f
 def _log_scale_limits(head: Head, limits) -> tuple[float, float]:
-    "Check the limits of a log-scale; raises `InvalidType` for heads that learn none of a normal"
+    "Check the limits of a log-scale. Raises `InvalidType` for heads that learn none of a normal"
     if not isinstance(head, NormalHead) or head.log_scale is not None:
         raise InvalidType(
             f'`log_scale_limits` must be None for a {type(head).__name__}, which learns '
@@ -398,7 +398,7 @@ def _log_scale_limits(head: Head, limits) -> tuple[float, float]:
 
 
 def _logit_limits(head: Head, least) -> tuple[float, float]:
-    "Return the logits of `least` and 1 - `least`; raises `InvalidType` for other heads"
+    "Return the logits of `least` and 1 - `least`. Raises `InvalidType` for other heads"
     if not isinstance(head, BernoulliHead):
         raise InvalidType(
             f'`least_probability` must be None for a {type(head).__name__}, which has '
@@ -590,7 +590,7 @@ def _mean(head: Head, values: Iterable[Tensor]) -> Tensor:
 
 
 def _known_head(network: nn.Module) -> Head:
-    "Return the head of `network`; raises `InvalidType` if its parameters have no known meaning"
+    "Return the head of `network`. Raises `InvalidType` if its parameters have no known meaning"
     head = getattr(network, 'head', None)
     if head is None or type(head) not in _output_biases:
         names = ', '.join(h.__name__ for h in _output_biases)
@@ -605,7 +605,7 @@ def match_mean(
     network: nn.Module,
     values: Iterable[Tensor],  # Batches of events, `[n, *event_shape]`
 ) -> None:
-    """Set the output bias such that features of zero give the mean of `values`; raises
+    """Set the output bias such that features of zero give the mean of `values`. Raises
     `InvalidType` for other heads
     """
     head = _known_head(network)
@@ -627,7 +627,7 @@ def _body(
     activation: str,
     init: str | None,
 ) -> nn.Module:
-    "Make a body by its name; raises `UnknownName` for others"
+    "Make a body by its name. Raises `UnknownName` for others"
     bodies = {'mlp': MLP, 'conv': Conv}
     cls = bodies[check_choice(argument, name, bodies)]
     return cls(in_shape, widths, activation=activation, init=init)

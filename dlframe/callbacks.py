@@ -309,7 +309,7 @@ class _PeriodTerm(NamedTuple):
 
 
 class LogTerms(Measurement):
-    "Logs each loss term over the period as `train/term`; raises `Diverged` for one not finite"
+    "Logs each loss term over the period as `train/term`. Raises `Diverged` for one not finite"
 
     def __init__(
         self,
@@ -345,7 +345,7 @@ class LogTerms(Measurement):
         trainer,  # Lightning's trainer
         optimization,  # The `Optimization` that trains
     ) -> list[_PeriodTerm]:
-        "Fetch the terms of this period; raises `Diverged` for one that is not finite"
+        "Fetch the terms of this period. Raises `Diverged` for one that is not finite"
         first = optimization.counters['steps'] - len(self.steps) + 1
         terms = []
         for name in dict.fromkeys(chain.from_iterable(self.steps)):
@@ -604,7 +604,7 @@ class StopEarly(Part, Callback):
         optimization,  # The `Optimization` that trains
         measurement: Measurement,  # That was just made
     ) -> None:
-        "Take a new value, if any; raises `UnknownName` for a metric that no measurement gives"
+        "Take a new value, if any. Raises `UnknownName` for a metric that no measurement gives"
         now = optimization.counters
         if measurement.steps_of.get(self.metric) == now['steps']:
             self._compare(measurement.numbers[self.metric], now)

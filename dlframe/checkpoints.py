@@ -69,7 +69,7 @@ def read_checkpoint(
     file: str | Path,  # For example `checkpoints/last.ckpt`
     needed: Iterable[str] = ('state_dict',),  # Names of entries that it must contain
 ) -> dict:  # Plain data, and tensors in main memory
-    """Read a checkpoint as data; raises `Damaged`, with the name of the file, for any other file,
+    """Read a checkpoint as data. Raises `Damaged`, with the name of the file, for any other file,
     and `FileNotFoundError` for a missing one
     """
     file = Path(file)
@@ -90,7 +90,7 @@ def read_checkpoint(
 def newest(
     folder: Path,  # Of a run
 ) -> tuple[Path, dict]:  # A file and its content
-    """Read the last checkpoint, or, with a warning, the one before if it is damaged; raises
+    """Read the last checkpoint, or, with a warning, the one before if it is damaged. Raises
     `Damaged` or `FileNotFoundError` if there is no good one
     """
     last = folder / 'checkpoints/last.ckpt'
@@ -159,7 +159,7 @@ def save_weights(
     # The folder whose list gets its checksum; not listed by default
     home: Path | None = None,
 ) -> None:
-    """Write weights so that equal weights give equal bytes; raises `OSError`, with the name of the
+    """Write weights so that equal weights give equal bytes. Raises `OSError`, with the name of the
     file, if it cannot be written
     """
 

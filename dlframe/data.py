@@ -103,7 +103,7 @@ def _seed_row(
 
 # %% ../nbs/21_data.ipynb #f28eeb72
 def _stack(items, rows):
-    "Stack rows into a batch; raises `InvalidValue`, naming two rows, if their shapes differ"
+    "Stack rows into a batch. Raises `InvalidValue`, naming two rows, if their shapes differ"
     shapes = [{k: tuple(v.shape) for k, v in item.items()} for item in items]
     for row, shape in zip(rows, shapes):
         if shape != shapes[0]:
@@ -175,7 +175,7 @@ class Items(Dataset):
         seed: int = 0,  # Of the random numbers of a row
         epoch: int = 0,  # The random numbers of a row change from epoch to epoch
     ) -> dict[str, Tensor]:  # Tensors `[n, …]`
-        "Read these rows; raises `InvalidValue` if their shapes differ"
+        "Read these rows. Raises `InvalidValue` if their shapes differ"
         numbers = rows.tolist()
         items = []
         with _random_states_kept():
@@ -228,7 +228,7 @@ def _as_numbers(
     values: Tensor,  # `[n, …]`
     white_levels: Mapping[str, float],  # By key
 ) -> Tensor:  # Input of models, `[n, …]`
-    """Divide pixels by their white level, make labels int64; raises `InvalidValue` for undeclared
+    """Divide pixels by their white level, make labels int64. Raises `InvalidValue` for undeclared
     bytes named `x`
     """
     dtype = values.dtype
@@ -342,7 +342,7 @@ class Data(Part):
         self,
         name: str,  # One of `splits`, or several joined by `+`
     ) -> Split | Items:  # The split
-        "Return a split by its name; raises `UnknownName`, with the nearest name, for others"
+        "Return a split by its name. Raises `UnknownName`, with the nearest name, for others"
         if self._opened is None:
             self._opened = {}
         if name not in self._opened:
@@ -380,7 +380,7 @@ class Data(Part):
         self,
         batch: dict[str, Tensor],  # A batch, on the device of the model
     ) -> dict[str, Tensor]:  # Input of models
-        """Turn pixels into numbers in [0, 1] and labels into int64; raises `InvalidValue` for bytes
+        """Turn pixels into numbers in [0, 1] and labels into int64. Raises `InvalidValue` for bytes
         that are not declared
         """
         self.check_numbers(batch)
@@ -392,7 +392,7 @@ class Data(Part):
         self,
         batch: dict[str, Tensor],  # Checked in place of rows that are not in memory
     ) -> None:
-        """Check the whole numbers of the splits that were opened since the last call; raises
+        """Check the whole numbers of the splits that were opened since the last call. Raises
         `InvalidType` or `InvalidValue`
         """
         opened = self._opened or {}

@@ -69,7 +69,7 @@ def dataset(
     name: str,  # A name in `own_sets`, or in `dlframe.image_sets.torchvision_sets`
     **options,  # Arguments of the set: `binarize`, `pixels`, `target`, …
 ) -> Data:  # The data set, not yet opened
-    """Make a data set by its name; raises `UnknownName`, with the nearest name, for an unknown set
+    """Make a data set by its name. Raises `UnknownName`, with the nearest name, for an unknown set
     or option
     """
     check_choice('dataset', name, [*own_sets, *torchvision_sets])
@@ -122,7 +122,7 @@ def targets(
     # `{'classes': 10}`, `{'dim': 10}` or `{'attributes': 40}`: an argument of
     # `dlframe.architectures.predictor`
 ) -> dict[str, int]:
-    """Return the kind and the number of targets; opens the first split; raises `InvalidValue` for
+    """Return the kind and the number of targets; opens the first split. Raises `InvalidValue` for
     one-hot labels and other shapes
     """
     y = _some_targets(data)

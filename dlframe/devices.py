@@ -106,7 +106,7 @@ def _profiles_file(file: str | Path | None) -> Path:
 
 
 def _settings_of(name, profiles, file):
-    "The settings of a profile; raises `UnknownName` for unknown profiles and settings"
+    "The settings of a profile. Raises `UnknownName` for unknown profiles and settings"
     if name not in profiles:
         check_choice(f'DEVICE_NAME (profiles of {file})', name, profiles)
     settings = dict(profiles[name] or {})
@@ -121,7 +121,7 @@ def find_device(
     # The file with the profiles; by default that in `DLFRAME_DEVICES`, or in the home folder
     file: str | Path | None = None,
 ) -> Device:  # The profile
-    "Return the profile of this machine; raises `UnknownName` for an unknown profile or setting"
+    "Return the profile of this machine. Raises `UnknownName` for an unknown profile or setting"
     if _kept and not name and not file:
         return _kept[-1]
     name = name or os.environ.get('DEVICE_NAME')

@@ -273,7 +273,7 @@ _without_gradient = (int, float, str, torch.Size, constraints.Constraint, type(N
 def detached(
     d: Distribution,  # Made of tensors and of other distributions, for example a posterior
 ) -> Distribution:  # Of the same class, with the same values
-    """Return `d` with parameters that receive no gradient; raises `InvalidType` if it has
+    """Return `d` with parameters that receive no gradient. Raises `InvalidType` if it has
     attributes that are neither tensors, distributions nor constants
     """
     fixed = object.__new__(type(d))
@@ -1519,6 +1519,6 @@ def head(
     channelwise: bool = False,  # True for maps `[..., features, H, W]`
     **options,  # Other arguments of the head: `scale`, `classes`
 ) -> Head:  # The head
-    "Make a head by its name; raises `UnknownName`, with the nearest name, for any other"
+    "Make a head by its name. Raises `UnknownName`, with the nearest name, for any other"
     cls = name if isinstance(name, type) else heads[check_choice('head', name, heads)]
     return cls(features, event_shape, channelwise, **options)

@@ -74,7 +74,7 @@ class RefusedOutput(OneLine, OSError):
 
 # %% ../nbs/62_engine.ipynb #c2dd6bfe
 def _read_injected(source: str) -> dict[str, Any]:
-    "Read lines `name = literal` without running them; raises `RefusedParameter` for anything else"
+    "Read lines `name = literal` without running them. Raises `RefusedParameter` for anything else"
     values = {}
     try:
         for line in ast.parse(source).body:
@@ -127,7 +127,7 @@ def _check_passed(
 
 
 def _declaring_cell(nb, passed):
-    "The source of the cell tagged `parameters`; raises `RefusedParameter` unless there is just one"
+    "The source of the cell tagged `parameters`. Raises `RefusedParameter` unless there is just one"
     cells = _tagged(nb, 'parameters')
     if not cells:
         raise RefusedParameter(
@@ -226,7 +226,7 @@ def _finished_before(
     nb: NotebookNode,  # To be executed
     cwd: str | None = None,  # The folder to which papermill's paths are relative
 ) -> NotebookNode | None:
-    """Return the finished notebook of the same trial, if the output path holds it; raises
+    """Return the finished notebook of the same trial, if the output path holds it. Raises
     `RefusedOutput` if a run would replace anything but an unfinished notebook of its own
     """
     if not path.exists() or not path.stat().st_size:
@@ -294,7 +294,7 @@ class Output(LocalHandler):
         # To be executed; with `None` an existing file is not checked
         nb: NotebookNode | None = None,
     ) -> NotebookNode | None:  # The existing notebook, if it is of the same trial and finished
-        """Reserve the path; raises `RefusedOutput` if another papermill writes to it, it is not
+        """Reserve the path. Raises `RefusedOutput` if another papermill writes to it, it is not
         writable, or holds anything but an unfinished notebook of this run
         """
         if not self.path:
@@ -342,7 +342,7 @@ class Output(LocalHandler):
         buf: str,  # The notebook
         path: str,  # The path of papermill's write
     ) -> None:
-        """Write the notebook atomically, with the file mode of the existing one; raises
+        """Write the notebook atomically, with the file mode of the existing one. Raises
         `RefusedOutput`, with the path, and leaves the existing file
         """
         if self.path is None or path != self.name:
@@ -537,7 +537,7 @@ def _run_cells(
     start_timeout=60,
     **options,  # Of papermill's client
 ) -> None:
-    "Run a notebook; raises errors that are not those of a cell"
+    "Run a notebook. Raises errors that are not those of a cell"
     keeper.notebook_start()
     options.update(timeout=execution_timeout or timeout, startup_timeout=start_timeout, log=logger)
     try:
@@ -609,7 +609,7 @@ def execute_notebook(
     autosave_cell_every: int = 30,  # Seconds between writes while a cell runs
     **options,  # Other options of papermill
 ) -> NotebookNode:  # Executed
-    """Execute a notebook for papermill; raises `RefusedParameter` or `RefusedOutput` before a
+    """Execute a notebook for papermill. Raises `RefusedParameter` or `RefusedOutput` before a
     kernel starts, `DeadKernelError` for a kernel that dies
     """
     with Signals() as signals, _failures_reported(nb, signals):

@@ -581,7 +581,7 @@ def as_images(
     x: Tensor,  # Data
     split: str,  # Origin of the data, for the message
 ) -> Tensor:  # `x`, if it is `[n, C, H, W]` with one channel or three
-    "Return `x` if it holds images; raises `ValueError` otherwise"
+    "Return `x` if it holds images. Raises `ValueError` otherwise"
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return x
     raise InvalidValue(

@@ -346,7 +346,7 @@ def _damaged(file, fault):
 
 
 def _parse_lists(root: Path) -> _Lists:
-    "Parse the lists with torchvision's class; raises `InvalidValue` for the first fault"
+    "Parse the lists with torchvision's class. Raises `InvalidValue` for the first fault"
     from torchvision.datasets import CelebA as Original
 
     tables = {}
@@ -375,7 +375,7 @@ def _parse_lists(root: Path) -> _Lists:
 def _read_lists(
     root: str | Path,  # The folder that holds `celeba`
 ) -> _Lists:  # Of all splits
-    """Read the lists; raises `MissingFile` or `InvalidValue`, naming the file, if one is missing,
+    """Read the lists. Raises `MissingFile` or `InvalidValue`, naming the file, if one is missing,
     damaged or contradicts the others
     """
     folder = Path(root) / 'celeba'

@@ -81,7 +81,7 @@ def _home_of(path):
 def verify(
     path: Path,  # A file
 ) -> Path:  # The same
-    "Return `path`; raises `Damaged` if the file is listed and its checksum is not"
+    "Return `path`. Raises `Damaged` if the file is listed and its checksum is not"
     path = Path(path)
     home = _home_of(path)
     if not path.is_file() or home is None:
@@ -175,7 +175,7 @@ def save_whole(
     # The folder whose list gets its checksum; not listed by default
     home: Path | None = None,
 ) -> None:
-    """Write a file and rename it into place when it is complete; raises `OSError`, with its name,
+    """Write a file and rename it into place when it is complete. Raises `OSError`, with its name,
     if it cannot be written
     """
     path = Path(path)

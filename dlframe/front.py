@@ -88,7 +88,7 @@ def front_names() -> list[str]:
 def front_object(
     name: str,  # For example `'VAE'`
 ):
-    "Return the object with a short name; raises `AttributeError` for an unknown name"
+    "Return the object with a short name. Raises `AttributeError` for an unknown name"
     if name not in _modules:
         raise AttributeError(f"module 'dlframe' has no attribute {name!r}")
     return getattr(import_module(f'dlframe.{_modules[name]}'), name)

@@ -111,7 +111,7 @@ def find_goal(
     goal: str | None = None,  # The goal that the caller gave, if any
     argument: str = 'goal',  # Name of the argument, for the message
 ) -> str:  # `'minimize'` or `'maximize'`
-    "Return the given goal, or the metric's own; raises `InvalidValue` without either"
+    "Return the given goal, or the metric's own. Raises `InvalidValue` without either"
     if goal is not None:
         return check_choice(argument, goal, goals)
     if own := known_goal(metric):

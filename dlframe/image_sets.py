@@ -235,7 +235,7 @@ def _has_sixteen_bits(image):
 
 
 def _scale_to_bytes(picture, file, white):
-    "A grey or colour picture whose white is 255; raises `InvalidValue` for values above `white`"
+    "A grey or colour picture whose white is 255. Raises `InvalidValue` for values above `white`"
     values = np.asarray(picture, dtype=np.float64)
     low = values.min()
     high = values.max()
@@ -264,7 +264,7 @@ def as_bytes(
     # Value of a white pixel, where it is not the largest of the mode
     white_level: float | None = None,
 ) -> Image.Image:  # Of mode `L` or `RGB`, white is 255
-    """Convert a picture by the range of its mode; raises `InvalidValue`, naming file and mode, if
+    """Convert a picture by the range of its mode. Raises `InvalidValue`, naming file and mode, if
     it has no range or is transparent
     """
     if _lowest_alpha(image) < 255:
@@ -390,7 +390,7 @@ def fetch(
     name: str,  # Of the set, for the message
     root: Path,  # Folder of the data
 ) -> None:
-    """Download to a new folder, then move the files that `root` lacks; raises `MissingFile` if the
+    """Download to a new folder, then move the files that `root` lacks. Raises `MissingFile` if the
     download fails
     """
     existing = next(folder for folder in (root, *root.parents) if folder.exists())
@@ -554,7 +554,7 @@ def _check_same_word(root, folders):
 def _find_splits(
     root: Path,  # Of an `ImageFolder`
 ) -> dict[str, Path]:  # Folders by split; empty if they are classes
-    """Find splits among the folders; raises `InvalidValue` or `UnknownName`, naming them, if they
+    """Find splits among the folders. Raises `InvalidValue` or `UnknownName`, naming them, if they
     are neither splits nor classes
     """
     if not root.is_dir():
@@ -574,7 +574,7 @@ def _number_as_in_training(
     source,  # An `ImageFolder`
     train: Path,  # The folder of the training split
 ) -> None:
-    "Give the classes of `source` their numbers from training; raises `UnknownName` for a new class"
+    "Give the classes of `source` their numbers from training. Raises `UnknownName` for a new class"
     train_classes = sorted(p.name for p in train.iterdir() if p.is_dir())
     numbers = {}
     for label in sorted({label for _, label in source.samples}):
@@ -593,7 +593,7 @@ def _read_picture(
     # Value of a white pixel, where it is not the largest of the mode
     white_level: float | None = None,
 ) -> Image.Image:  # Of mode `RGB`
-    """Read a picture as `ImageFolder` does, but by the range of its mode; raises `InvalidValue`,
+    """Read a picture as `ImageFolder` does, but by the range of its mode. Raises `InvalidValue`,
     naming the file, if it is damaged or holds several
     """
     try:
@@ -708,7 +708,7 @@ class TorchvisionImages(Data):
         self,
         ask: str,  # A split of the files; `'train'` for all rows of a set without splits
     ) -> dict[str, Tensor]:  # Its tensors
-        """Read one of the set's own splits, once; raises `InvalidValue` for an option that would
+        """Read one of the set's own splits, once. Raises `InvalidValue` for an option that would
         give each split the same rows
         """
         if ask in self.files:
@@ -777,6 +777,6 @@ def images(
     name: str,  # `'digits'`, or a name among `torchvision_sets`
     **options,  # Further arguments of the set: `binarize`, `valid`, `pixels`, …
 ) -> Data:  # The data set
-    "Make an image set by its name; raises `UnknownName`, with the nearest name, for others"
+    "Make an image set by its name. Raises `UnknownName`, with the nearest name, for others"
     check_choice('dataset', name, ['digits', *torchvision_sets])
     return Digits(**options) if name == 'digits' else TorchvisionImages(name, **options)

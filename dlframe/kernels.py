@@ -85,7 +85,7 @@ def _check_size(name, layer):
 
 
 def _parse_layer(folder, name, entry):
-    "A layer from its entry in `meta.json`; raises the refusals for a wrong entry"
+    "A layer from its entry in `meta.json`. Raises the refusals for a wrong entry"
     if not isinstance(entry, Mapping):
         raise InvalidType(
             f'`{name}` must be a mapping with shape, dtype and vault, got {short_repr(entry)}'
@@ -109,7 +109,7 @@ def _parse_layer(folder, name, entry):
 def read_kernels(
     folder: str | Path,  # `kernels__*`, with `meta.json` and a file for each layer
 ) -> dict[str, Layer]:  # By name, in the order of the network
-    """Read the description of a folder of kernels; raises `MissingFile`, `InvalidValue`,
+    """Read the description of a folder of kernels. Raises `MissingFile`, `InvalidValue`,
     `InvalidType` or `UnknownName`, naming the file, if it is missing or damaged
     """
     folder = Path(folder)

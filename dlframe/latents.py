@@ -333,7 +333,7 @@ def rate_distortion(
     # `RateDistortion`
     name: str = 'valid',
 ) -> Figure:  # A plot
-    """Plot the last rate and distortion of each run, with lines of constant ELBO; raises
+    """Plot the last rate and distortion of each run, with lines of constant ELBO. Raises
     `UnknownName` if a run did not log them
     """
 
@@ -369,7 +369,7 @@ def _log_each(
     z: Tensor,  # Latents, `[..., *latent]`
     name: str = 'd',  # Name of the distribution, for the message
 ) -> Tensor:  # Nats, `[..., latents]`
-    """Return the log density of each latent by itself; raises `InvalidType` for a distribution
+    """Return the log density of each latent by itself. Raises `InvalidType` for a distribution
     without these densities
     """
     if isinstance(d, Marginals):

@@ -90,7 +90,7 @@ def restored_settings():
 def check_model(
     optimization: Optimization,  # That is about to train
 ) -> None:
-    """Pass two rows of the training data to the model; raises `InvalidValue` if it cannot take
+    """Pass two rows of the training data to the model. Raises `InvalidValue` if it cannot take
     them or returns invalid terms
     """
     batch = next(batches(optimization, optimization.split, n=2))
@@ -182,7 +182,7 @@ def make_trainer(
     callbacks: list,  # In the order in which they are called
     plugins: list,  # Of Lightning, before those in `options`
 ) -> pl.Trainer:  # For this machine
-    "Make Lightning's trainer; raises `InvalidValue` if it could not start its processes"
+    "Make Lightning's trainer. Raises `InvalidValue` if it could not start its processes"
     device = find_device()
     options = {
         'accelerator': device.accelerator,

@@ -83,7 +83,7 @@ def load_weights(
     model: nn.Module,  # Gets the weights
     file: Path,  # `model.safetensors`, or a checkpoint
 ) -> None:
-    """Read weights into a model, without executing anything in the file; raises `Damaged` for a
+    """Read weights into a model, without executing anything in the file. Raises `Damaged` for a
     file that was changed or cut off, or holds the weights of another model
     """
     try:
@@ -188,7 +188,7 @@ def torch_device(
     # `'cpu'`, `'cuda'`, `'cuda:1'`, `'mps'`, …, or `'auto'`: an accelerator if there is one
     name: str | torch.device,
 ) -> torch.device:
-    """Return a device of this machine by its name; raises `UnknownName` for a name that is no
+    """Return a device of this machine by its name. Raises `UnknownName` for a name that is no
     device, `ValueError` for a device that the machine does not have
     """
     kind, _, number = str(name).partition(':')
@@ -242,7 +242,7 @@ def load(
     # Of a kept checkpoint, `checkpoints/step-000500.ckpt`; the end of training by default
     step: int | None = None,
 ) -> Loaded:  # Model, manifest, metrics, folder
-    """Load a run; raises `FileNotFoundError` for a missing and `ValueError` for a damaged file,
+    """Load a run. Raises `FileNotFoundError` for a missing and `ValueError` for a damaged file,
     with its name
     """
     device = torch_device(device)
@@ -314,7 +314,7 @@ def _kept_steps(folder: Path) -> list[int]:
 
 
 def _kept_checkpoint(folder: Path, step: int) -> Path:
-    "The file of a kept checkpoint; raises `MissingFile`, with the kept steps, for another step"
+    "The file of a kept checkpoint. Raises `MissingFile`, with the kept steps, for another step"
     kept = _kept_steps(folder)
     if step in kept:
         return folder / f'checkpoints/step-{step:06d}.ckpt'
@@ -353,7 +353,7 @@ def _is_factor(value):
 
 
 def _logged_numbers(folder):
-    "The table of logged values; raises `InvalidValue` for a damaged one"
+    "The table of logged values. Raises `InvalidValue` for a damaged one"
     try:
         return read_metrics(folder)
     except Exception as e:
@@ -373,7 +373,7 @@ def find_folder(
     # Files with weights, of which the first that exists is downloaded
     weights: Sequence[str] = weight_files[:2],
 ) -> Path:  # The folder, downloaded if necessary
-    "Return the folder of a run; raises `FileNotFoundError` if there is none"
+    "Return the folder of a run. Raises `FileNotFoundError` if there is none"
     if not isinstance(run, (str, os.PathLike)):
         raise InvalidType(
             f'`run` must be the name of a folder, or of a run of W&B, got {short_repr(run)}'
@@ -392,7 +392,7 @@ def find_folder(
 
 # %% ../nbs/52_loading.ipynb #152410b1
 def _query(path: str, request: Callable):
-    "Send a request to W&B with its client; raises `MissingFile` if the request fails"
+    "Send a request to W&B with its client. Raises `MissingFile` if the request fails"
     import wandb
 
     try:
@@ -548,7 +548,7 @@ def sought(
     by: str | None = None,
     ask: bool = True,  # Refuse a metric without a known goal? Otherwise its goal is `''`
 ) -> Ranking:
-    """Return the rule by which the runs of a sweep are compared; raises `InvalidValue` for a metric
+    """Return the rule by which the runs of a sweep are compared. Raises `InvalidValue` for a metric
     without a known goal
     """
     if goal:
@@ -639,7 +639,7 @@ def best(
     # Compare also unfinished runs, by the values that they logged?
     unfinished: bool = False,
 ) -> Loaded:  # The best run, with the weights that belong to the compared value
-    """Load the best of many runs; raises `UnknownName`, with the nearest metric, if no run has it,
+    """Load the best of many runs. Raises `UnknownName`, with the nearest metric, if no run has it,
     and `InvalidValue` if its weights were not kept
     """
     ranking = sought(where, metric, goal, by, ask=False)
@@ -740,7 +740,7 @@ def best_step(
     history: pd.Series,  # Of the metric, by step
     ranking: Ranking,  # The rule of the comparison
 ) -> int | None:  # Of a kept checkpoint; `None` for the final weights
-    """Return the step of the weights that belong to the compared value of a run; raises
+    """Return the step of the weights that belong to the compared value of a run. Raises
     `InvalidValue` if they were not kept
     """
     metric, goal, by = ranking
@@ -765,7 +765,7 @@ def ask_sweep(
     where: str | Path,  # A sweep of W&B, `'entity/project/sweeps/id'`
     look: Callable,  # Called with the sweep, as W&B's client returns it
 ):  # The result of the call
-    "Query a sweep on W&B; raises `FileNotFoundError` if it does not exist"
+    "Query a sweep on W&B. Raises `FileNotFoundError` if it does not exist"
     names = re.fullmatch(r'([\w.-]+)/([\w.-]+)/(?:sweeps/)?([\w.-]+)', str(where))
     if not names:
         raise MissingFile(

@@ -232,7 +232,7 @@ def read_metrics(
     folder: str | Path,  # A run's folder
     # Indexed by `steps`; columns are the other counters and the logged names
 ) -> pd.DataFrame:
-    """Read all logged numbers, without an incomplete last line; raises `Damaged` if the file has
+    """Read all logged numbers, without an incomplete last line. Raises `Damaged` if the file has
     changed since it was written
     """
     path = Path(folder) / 'metrics.csv'
@@ -558,7 +558,7 @@ def logger(
     # `'wandb-offline'`; or a logger of the user's own
     name: str | Logger,
 ) -> Loggers:  # The file logger first
-    """Make loggers by their names; raises `UnknownName`, with the nearest name, for an unknown one,
+    """Make loggers by their names. Raises `UnknownName`, with the nearest name, for an unknown one,
     `ValueError` for two of one class
     """
     if isinstance(name, Loggers):

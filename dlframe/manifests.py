@@ -119,7 +119,7 @@ def changed_manifest(
     # Packages to trust besides `dlframe.specs.allowed_packages`, or files
     packages: str | Iterable[str] = (),
 ) -> dict:  # A new one, whose `changes` and `parameters` are up to date
-    """Change parts of a manifest; raises `InvalidValue` for a change that would not reach the run,
+    """Change parts of a manifest. Raises `InvalidValue` for a change that would not reach the run,
     `UnknownName` for a path that does not exist
     """
     before = {k: v for k, v in manifest.items() if k not in notes}

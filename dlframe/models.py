@@ -207,7 +207,7 @@ def prior_of(
     model: nn.Module,  # The model
     who: str,  # Name of the evaluator, for the message
 ) -> Distribution:  # p(z)
-    "Return the prior of the model; raises `TypeError` if it has no module `prior`"
+    "Return the prior of the model. Raises `TypeError` if it has no module `prior`"
     prior = getattr(model, 'prior', None)
     if isinstance(prior, nn.Module):
         return prior()

@@ -144,7 +144,7 @@ def make_optimizer(
     lr: float,  # Learning rate
     **options,  # Other arguments of the class: `weight_decay`, `momentum`, …
 ) -> torch.optim.Optimizer:  # The optimizer, fused where possible
-    "Make an optimizer; raises `UnknownName`, with the nearest name, for a class or an option"
+    "Make an optimizer. Raises `UnknownName`, with the nearest name, for a class or an option"
     cls = optimizers()[check_choice('optimizer', name, optimizers())]
     groups = _as_groups(parameters)
     for option in chain(options, *groups):
@@ -186,7 +186,7 @@ def parameter_groups(
     owned: Iterable[str] = ('',),  # Paths whose parameters are sorted; all parameters by default
     # For an optimizer of torch: the parameters without options first, then those of each path
 ) -> list[dict]:
-    "Sort parameters by path; raises `UnknownName` for a path that leads to no parameter"
+    "Sort parameters by path. Raises `UnknownName` for a path that leads to no parameter"
     parameters = dict(model.named_parameters())
     for path in groups:
         check_choice('groups', path, _paths_to(parameters))
@@ -232,7 +232,7 @@ _modes = (
 
 
 def _in_steps(argument: str, value, steps_per_epoch: float):
-    """A duration as a whole number of steps, and any other value as it is; raises `ValueError` for
+    """A duration as a whole number of steps, and any other value as it is. Raises `ValueError` for
     a duration of the clock
     """
     if isinstance(value, (list, tuple)):
@@ -253,7 +253,7 @@ def make_schedules(
     schedule: Mapping[str, Mapping],
     steps_per_epoch: float,  # Of this optimizer
 ) -> list[LRScheduler]:  # Each must be stepped after each step of the optimizer
-    "Make schedules; raises `UnknownName`, with the nearest name, for a class or an option"
+    "Make schedules. Raises `UnknownName`, with the nearest name, for a class or an option"
     made = []
     for name, options in schedule.items():
         cls = schedules()[check_choice('schedule', name, schedules())]
@@ -284,7 +284,7 @@ def weigh(
     terms: dict[str, Tensor],  # From a model
     weights: Mapping[str, float | Ramp],  # By dotted name; `''` stands for all terms
 ) -> dict[str, Tensor]:  # The same, with another `loss`
-    """Replace `loss` by the weighted sum of the terms; raises `UnknownName`, with the nearest name,
+    """Replace `loss` by the weighted sum of the terms. Raises `UnknownName`, with the nearest name,
     for a weight of no term
     """
     names = _leaves(terms)
@@ -545,7 +545,7 @@ def _limit(argument: str, value: float | None, default: float | None) -> Any:
 
 
 def _check_weights(model, weights) -> dict[str, float | Ramp]:
-    "Weights of the loss terms; raises `InvalidValue` for a model whose loss is no sum of terms"
+    "Weights of the loss terms. Raises `InvalidValue` for a model whose loss is no sum of terms"
     checked = {k: weight(f'weights.{k}', w) for k, w in (weights or {}).items()}
     if checked and not getattr(model, 'additive', True):
         raise InvalidValue(

@@ -112,7 +112,7 @@ def read_value(
     # The declared type: `float`, `list[int]`, `str|None`, `Literal['mlp', 'conv']`, …
     kind,
 ):  # `value`, as `kind`
-    "Read a value as its declared type; raises `ParameterError`, with both, for any other value"
+    "Read a value as its declared type. Raises `ParameterError`, with both, for any other value"
     try:
         return _read_as(name, value, kind)
     except (TypeError, ValueError, KeyError, ArithmeticError) as e:
@@ -379,7 +379,7 @@ def types_in(
 def declared(
     notebook: Path,  # With a cell tagged `parameters`
 ) -> dict:  # Names and types
-    """Return the parameters that a notebook declares; raises `ValueError`, with its path, if it is
+    """Return the parameters that a notebook declares. Raises `ValueError`, with its path, if it is
     damaged or declares none
     """
     tagged = [cell.source for cell in _cells(notebook) if 'parameters' in cell.tags]
@@ -408,7 +408,7 @@ class _Cell(NamedTuple):
 
 
 def _cells(notebook) -> list[_Cell]:
-    "The code cells of a notebook; raises `InvalidValue` for a damaged file"
+    "The code cells of a notebook. Raises `InvalidValue` for a damaged file"
     try:
         cells = json.loads(notebook.read_text(encoding='utf-8'))['cells']
         code = [cell for cell in cells if cell['cell_type'] == 'code']
@@ -465,7 +465,7 @@ def check_parameters(
     # Did each cell of the notebook run once, in order, as under papermill?
     once: bool = False,
 ) -> dict:  # Declared names and their values, read by their types
-    "Check the present values against the declaration; raises `ParameterError`"
+    "Check the present values against the declaration. Raises `ParameterError`"
     at = _find_declaration(cells, once)
     if at is None:
         raise ParameterError(
@@ -492,7 +492,7 @@ def check_parameters(
 
 
 def _checked_declaration(source) -> dict[str, str]:
-    "Names and the sources of their types; raises `ParameterError` for anything else in the cell"
+    "Names and the sources of their types. Raises `ParameterError` for anything else in the cell"
     check_declaration(source)
     kinds = declaration(source)
     if kinds is None:

@@ -159,7 +159,7 @@ class Predictions(Evaluator):
         optimization,  # Has `model`
         batch: dict[str, Tensor],  # Has `x` and `y`
     ) -> tuple[Distribution, Tensor]:  # The prediction and the target
-        """Return prediction and target; raises `InvalidType` or `InvalidValue` if they cannot be
+        """Return prediction and target. Raises `InvalidType` or `InvalidValue` if they cannot be
         compared
         """
         if 'y' not in batch:

@@ -181,7 +181,7 @@ def _require_prior(
     protocol: type,  # Of a distribution
     label: str,  # Of the evaluator, for the message
 ):  # p(z)
-    "Return the model's prior; raises `TypeError` unless its distribution implements `protocol`"
+    "Return the model's prior. Raises `TypeError` unless its distribution implements `protocol`"
     p = prior_of(model, label)
     if isinstance(p, protocol):
         return p

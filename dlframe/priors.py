@@ -435,7 +435,7 @@ def prior(
     encoder: nn.Module | None = None,
     **options,  # Other arguments of the prior: `components`, `spread`, `joint`, …
 ) -> nn.Module:  # The prior
-    """Make a prior by its name; raises `UnknownName`, with the nearest known one, for an unknown
+    """Make a prior by its name. Raises `UnknownName`, with the nearest known one, for an unknown
     name or option
     """
     cls: Any = priors[check_choice('prior', name, priors)]

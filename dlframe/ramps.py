@@ -105,7 +105,7 @@ def weight(
     value: float | Ramp,  # Value of the argument
     least: float = 0.0,  # The smallest value allowed, also during a ramp
 ) -> float | Ramp:  # `value`
-    """Return `value` if it is a number, or a ramp between numbers, of at least `least`; raises
+    """Return `value` if it is a number, or a ramp between numbers, of at least `least`. Raises
     `TypeError` or `ValueError` otherwise
     """
     if not isinstance(value, Ramp):

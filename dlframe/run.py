@@ -194,7 +194,7 @@ class Run(Part):
         return {**parts, 'parameters': self.parameters, **self.lineage, 'made': made}
 
     def fit(self) -> 'Run':  # Itself
-        """Train; raises before a file is written if the run is invalid, and `SystemExit` after a
+        """Train. Raises before a file is written if the run is invalid, and `SystemExit` after a
         signal that ends the process. In a trial that was here before, resume it
         """
         self.place = self.folder  # fixed from now on, though the process may change its folder
@@ -211,7 +211,7 @@ class Run(Part):
         # Packages to trust besides `dlframe.specs.allowed_packages`, or files, `'train.py'`
         packages: str | Iterable[str] = (),
     ) -> 'Run':  # Finished
-        """Resume a run in its folder; raises `FileNotFoundError` if there is no run, `InUse` if it
+        """Resume a run in its folder. Raises `FileNotFoundError` if there is no run, `InUse` if it
         is running, `ValueError` if it is finished or damaged
         """
         folder = find_folder(folder, ['checkpoints/last.ckpt']).absolute()
@@ -430,7 +430,7 @@ class Training:
             )
 
     def make_folder(self) -> None:
-        """Make a new folder, or take one whose process ended before it wrote a manifest; raises
+        """Make a new folder, or take one whose process ended before it wrote a manifest. Raises
         `FileExistsError` for the folder of another run
         """
         run, folder = self.run, self.run.folder
@@ -489,7 +489,7 @@ class Training:
         trainer: pl.Trainer,  # Lightning's
         error: BaseException,  # That ended training
     ) -> None:
-        """End the other processes and record the error; raises `InvalidValue` if it comes from the
+        """End the other processes and record the error. Raises `InvalidValue` if it comes from the
         checkpoint and not from training
         """
         for process in getattr(trainer.strategy.launcher, 'procs', []):
@@ -639,7 +639,7 @@ def _rank() -> int:
 def claimed(
     folder: Path,  # Of a run
 ) -> Iterator[FileLock | None]:  # `None` in the processes that do not write
-    "Hold the lock on a run's folder; raises `InUse` if another process has it"
+    "Hold the lock on a run's folder. Raises `InUse` if another process has it"
     lock = claim(folder) if _rank() == 0 else None
     try:
         yield lock
@@ -665,7 +665,7 @@ def build_run(
     manifest: Mapping,  # As in `manifest.json`, or written by hand
     packages: str | Iterable[str] = (),  # Packages to trust, or files
 ) -> Run:
-    "Set the seed and build the run that a manifest describes; raises `InvalidValue` otherwise"
+    "Set the seed and build the run that a manifest describes. Raises `InvalidValue` otherwise"
     described = check_described(manifest)
     if not isinstance(manifest.get('parameters') or {}, Mapping):
         raise InvalidValue(
@@ -747,7 +747,7 @@ def _resume_from_checkpoint(run, manifest, lock, longer=False):
 
 # %% ../nbs/56_run.ipynb #68572ae8
 def _resume_trial(run):
-    "`fit`, in the folder of a trial that was here before; raises `ValueError` for another run"
+    "`fit`, in the folder of a trial that was here before. Raises `ValueError` for another run"
     with claimed(run.folder) as lock:
         manifest = read(verify(run.folder / 'manifest.json'))
         if found := first_difference(manifest, run.manifest()):

@@ -249,7 +249,7 @@ class Grid(Sequence):
         self,
         n: int,  # Number of a point
     ) -> dict:  # Index of each parameter's value
-        "Return the indices of a point; raises `IndexError` beyond the last one"
+        "Return the indices of a point. Raises `IndexError` beyond the last one"
         if not 0 <= n < self.size:
             raise IndexError(f'`n` must be less than the number of points, {self.size}, got {n}')
         indices = {}
@@ -369,7 +369,7 @@ def sampler(
 def bands(
     early_terminate: Mapping,  # Of a `Sweep`
 ) -> list[int]:  # Numbers of logged values, ascending
-    "Return W&B's brackets; raises `ValueError` if there are none"
+    "Return W&B's brackets. Raises `ValueError` if there are none"
     eta = early_terminate.get('eta', 3)
     if 'max_iter' in early_terminate:
         largest = early_terminate['max_iter']

@@ -134,7 +134,7 @@ def make(
     *args,  # Its arguments
     **kwargs,
 ) -> object:  # An instance that `spec` can describe
-    """Call `cls` and record the arguments; raises `InvalidType` for a function, unless it returns
+    """Call `cls` and record the arguments. Raises `InvalidType` for a function, unless it returns
     a part
     """
     obj = cls(*args, **kwargs)
@@ -334,7 +334,7 @@ def _may_import(module, packages):
 
 
 def _import_if_found(module, name):
-    """Import a module and return `True`, or `False` for a submodule that does not exist; raises
+    """Import a module and return `True`, or `False` for a submodule that does not exist. Raises
     `InvalidValue` if the module cannot be imported
     """
     try:
@@ -378,7 +378,7 @@ def trusted(
     # A package or several: `'lab'`, `['lab.nets', 'train.py']`
     packages: str | os.PathLike | Iterable[str | os.PathLike],
 ) -> tuple[str, ...]:  # Names of modules, those of files included
-    """Return the names of trusted modules, and import those that are files; raises `InvalidType`,
+    """Return the names of trusted modules, and import those that are files. Raises `InvalidType`,
     `InvalidValue` or `MissingFile`
     """
     given = [packages] if isinstance(packages, (str, os.PathLike)) else packages
@@ -456,7 +456,7 @@ def _execute(name, file):
 
 # %% ../nbs/01_specs.ipynb #78a5a733
 def _attribute(owner, name):
-    "Return an attribute of a module or class; raises `UnknownName`, with the nearest name"
+    "Return an attribute of a module or class. Raises `UnknownName`, with the nearest name"
     try:
         return getattr(owner, name)
     except AttributeError:
@@ -508,7 +508,7 @@ def find(
     # Will it be called? Otherwise it is only referred to, for example as an activation
     called: bool = True,
 ) -> type:  # The class
-    """Return the class called `name`; raises `TypeError`, `ValueError` or `UnknownName` if the name
+    """Return the class called `name`. Raises `TypeError`, `ValueError` or `UnknownName` if the name
     is malformed, not allowed or unknown
     """
     if not isinstance(name, str):
@@ -576,7 +576,7 @@ def _spec(value, path, seen):
 
 # %% ../nbs/01_specs.ipynb #5b1c0d04
 def _checked_name(obj, name, path):
-    "Return `name`; raises `InvalidType` unless `find` returns `obj` for it"
+    "Return `name`. Raises `InvalidType` unless `find` returns `obj` for it"
     try:
         found = find(name, (name.split('.')[0],), called=False)
     except Refusal:
@@ -600,7 +600,7 @@ def _checked_name(obj, name, path):
 def spec(
     obj,  # A part, or lists and dictionaries of parts
 ) -> dict:  # Nested plain data: fit for JSON and YAML
-    """Describe how `obj` was made; raises `InvalidType`, with the path, for an object without a
+    """Describe how `obj` was made. Raises `InvalidType`, with the path, for an object without a
     record, or one that could not be built again
     """
     try:
@@ -833,7 +833,7 @@ def override(
     # Packages to trust besides `allowed_packages`, or files
     packages: str | os.PathLike | Iterable[str | os.PathLike] = (),
 ) -> dict:  # A copy with the changes
-    """Change single leaves of a specification; raises `UnknownName`, with the nearest path, for an
+    """Change single leaves of a specification. Raises `UnknownName`, with the nearest path, for an
     unknown path
     """
     try:
@@ -1087,7 +1087,7 @@ for first in '-+.0123456789':
 
 # %% ../nbs/01_specs.ipynb #34ed312f
 def _size(value, sizes):
-    "Count the values with each alias written out; raises `ValueError` for an alias inside itself"
+    "Count the values with each alias written out. Raises `ValueError` for an alias inside itself"
     if not isinstance(value, (dict, list)):
         return 1
     key = id(value)
@@ -1101,7 +1101,7 @@ def _size(value, sizes):
 
 
 def _unique_keys(pairs):
-    "Return a dictionary; raises `ValueError` for a key that occurs twice"
+    "Return a dictionary. Raises `ValueError` for a key that occurs twice"
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError('a key twice in one mapping')
@@ -1126,7 +1126,7 @@ def _read_text(text):
 def parse(
     text: str,  # `0.1`, `1e-5`, `[64, 32]`, `true`, `some text`, or a whole document
 ):  # Plain data
-    "Read YAML (and so JSON) as data only; raises `ValueError` for other text"
+    "Read YAML (and so JSON) as data only. Raises `ValueError` for other text"
     try:
         return _read_text(text)
     except (yaml.YAMLError, ValueError, RecursionError) as e:
@@ -1150,7 +1150,7 @@ def write(
 
 # %% ../nbs/01_specs.ipynb #7351f2f0
 def _read_file(path, name):
-    "Return the text of a file; raises `InvalidValue` if it cannot be read"
+    "Return the text of a file. Raises `InvalidValue` if it cannot be read"
     try:
         is_other = Path(path).exists() and not Path(path).is_file()
         text = '' if is_other else Path(path).read_text(encoding='utf-8-sig')
@@ -1169,7 +1169,7 @@ def _read_file(path, name):
 def read(
     path: str | Path,  # A JSON or YAML file
 ) -> dict:  # Its contents
-    "Read a specification; raises `ValueError`, with the name of the file, if it is damaged"
+    "Read a specification. Raises `ValueError`, with the name of the file, if it is damaged"
     if not isinstance(path, (str, os.PathLike)):
         raise InvalidType(f'`path` must be the name of a file, got {short_repr(path)}')
     name = shorten(str(path))

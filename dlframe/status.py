@@ -77,7 +77,7 @@ class InUse(OSError):
 def claim(
     folder: Path,  # Of a run; it exists
 ) -> FileLock:  # To be released
-    """Lock a folder, and remove partial files in it; raises `InUse` if another process holds the
+    """Lock a folder, and remove partial files in it. Raises `InUse` if another process holds the
     lock
     """
     lock = FileLock(Path(folder) / '.lock')
@@ -123,7 +123,7 @@ def folder_name(
     argument: str,  # Through which the name was passed, for the message
     name: str,  # Of a folder
 ) -> str:  # `name`
-    "Return a name that is safe as the name of a folder; raises `ValueError` for any other"
+    "Return a name that is safe as the name of a folder. Raises `ValueError` for any other"
     if re.fullmatch(r'\w[\w .,=+@-]*', name) and len(name.encode()) <= 200:
         return name
     raise InvalidValue(
@@ -145,7 +145,7 @@ def _in_trial() -> bool:
 
 
 def find_trial() -> TrialNames | None:  # The sweep and the run; `None` outside of a trial
-    """Return the trial of this process, if an agent has started it; raises `ValueError` for a name
+    """Return the trial of this process, if an agent has started it. Raises `ValueError` for a name
     that is unsafe as the name of a folder
     """
     if not _in_trial():

@@ -130,7 +130,7 @@ def _beside(values, numbers, others, log):
 
 # %% ../nbs/75_sweep_plots.ipynb #e2addee1
 def _rows_with_metric(table, least=2, finished=False):
-    "Return the rows with a value; raises `TooFew`"
+    "Return the rows with a value. Raises `TooFew`"
     metric = table.attrs['metric']
     has_value = table[metric].notna()
     kept = table[has_value & (table['state'] == 'finished')] if finished else table[has_value]
@@ -143,7 +143,7 @@ def _rows_with_metric(table, least=2, finished=False):
 
 
 def _check_parameters(table, parameters):
-    "Return the given parameters, or all that differ; raises `TooFew` or `UnknownName`"
+    "Return the given parameters, or all that differ. Raises `TooFew` or `UnknownName`"
     differing = table.attrs['parameters']
     if parameters is not None:
         return [check_choice('parameters', p, differing) for p in parameters]
@@ -171,7 +171,7 @@ def parallel(
     table: pd.DataFrame,  # As `trials` returns it
     parameters: Iterable[str] | None = None,  # Names, in order; all that differ by default
 ) -> Figure:  # A plot
-    "Plot each trial as a line through its parameters to its metric; raises `TooFew` for one trial"
+    "Plot each trial as a line through its parameters to its metric. Raises `TooFew` for one trial"
     kept = _rows_with_metric(table)
     names = [*_check_parameters(table, parameters), table.attrs['metric']]
     axes = [_unit_axis(_axis(kept[n])) for n in names]
@@ -256,7 +256,7 @@ def importances(
     seed: int = 0,  # Of the forest
     most: int = 200,  # Trials that are used
 ) -> pd.Series:  # Shares of the variance, the largest first
-    """Estimate the share of the metric's variance that each parameter explains; raises `TooFew` for
+    """Estimate the share of the metric's variance that each parameter explains. Raises `TooFew` for
     less than four finished trials, or if they are all the same
     """
     kept = _rows_with_metric(table, 4, finished=True)
@@ -302,7 +302,7 @@ def importance(
     table: pd.DataFrame,  # As `trials` returns it
     seed: int = 0,  # Of the forest
 ) -> Figure:  # A plot
-    "Plot the importance of each parameter as a bar; raises `TooFew` like `importances`"
+    "Plot the importance of each parameter as a bar. Raises `TooFew` like `importances`"
     shares = importances(table, seed)[::-1]
     fig, ax = plt.subplots(figsize=(4, 0.6 + 0.3 * len(shares)), dpi=70)
     ax.barh(shares.index, shares)
@@ -315,7 +315,7 @@ def against(
     table: pd.DataFrame,  # As `trials` returns it
     parameters: Iterable[str] | None = None,  # Names; all that differ by default
 ) -> Figure:  # A plot
-    "Plot the metric against each parameter; raises `TooFew` for less than two trials"
+    "Plot the metric against each parameter. Raises `TooFew` for less than two trials"
     kept = _rows_with_metric(table)
     metric = table.attrs['metric']
     names = _check_parameters(table, parameters)
@@ -393,7 +393,7 @@ def learning(
     x: str = 'epochs',  # Any counter: `'steps'`, `'epochs'`, `'samples'`, `'seconds'`
     metric: str | None = None,  # A logged name; that of the table by default
 ) -> Figure:  # A plot
-    """Plot the metric of all trials against a counter; raises `TooFew` if none has logged it,
+    """Plot the metric of all trials against a counter. Raises `TooFew` if none has logged it,
     `UnknownName` for an unknown counter
     """
     metric = metric or table.attrs['metric']
@@ -430,7 +430,7 @@ def rates(
     parameter: str | None = None,
     most: int = 20,  # Points
 ) -> Figure:  # A plot
-    "Plot rate and distortion for each value of a parameter; raises `TooFew` for less than two"
+    "Plot rate and distortion for each value of a parameter. Raises `TooFew` for less than two"
     names = _check_parameters(table, None if parameter is None else [parameter])
     parameter = parameter or ('beta' if 'beta' in names else names[0])
     prefix = _rate_prefix(table)
@@ -484,7 +484,7 @@ def best_few(
     load: Callable = load,  # Loads one run; pass a function to add packages or a device
     # By run, the best first; with the weights of the value by which they are compared
 ) -> dict[str, Loaded]:
-    "Load the best finished trials that can be loaded; raises `TooFew` if none can"
+    "Load the best finished trials that can be loaded. Raises `TooFew` if none can"
     found: dict[str, Loaded] = {}
     problem = 'no trial is finished and has a folder'
     has_value = table[table.attrs['metric']].notna()
@@ -537,7 +537,7 @@ def gallery(
     evaluators: Iterable[Evaluator],
     titles: Mapping[str, str] | None = None,  # Of the columns, by run; the ids by default
 ) -> Figure:  # A plot; a column for each run, a row for each evaluator
-    "Plot pictures of several models side by side; raises `TooFew` if no evaluator suits them all"
+    "Plot pictures of several models side by side. Raises `TooFew` if no evaluator suits them all"
     rows = [e for e in evaluators if _suits_all(e, loaded.values())]
     if not rows:
         raise TooFew('`evaluators` must hold one that suits all of these models, got none')

@@ -221,7 +221,7 @@ def _choice(
     given,  # Of a sweep file, `{'min': 0, 'max': 1}`
     path: str,  # Place in the file, for messages
 ) -> 'Choice|dict':  # A dictionary of them for nested `parameters`
-    "Read a distribution; raises `TypeError`, `ValueError` or `UnknownName`, naming the place"
+    "Read a distribution. Raises `TypeError`, `ValueError` or `UnknownName`, naming the place"
     if not isinstance(given, Mapping):
         raise InvalidType(
             f'`{path}` must be a mapping with value, values, or min and max, got '
@@ -240,7 +240,7 @@ def _choice(
 
 
 def _complete_options(kind, options, path, given):
-    "Add W&B's defaults; raises for an unknown or a missing key"
+    "Add W&B's defaults. Raises for an unknown or a missing key"
     keys = _distributions[kind]
     for key in options:
         check_choice(f'{path} ({kind})', key, keys)
@@ -453,7 +453,7 @@ def read_sweep(
     file: str | Path,  # In W&B's format, YAML
     folder: str | Path = '.',  # Where agents start; the program is relative to it
 ) -> Sweep:
-    """Read a sweep file and check it against its program, without starting it; raises
+    """Read a sweep file and check it against its program, without starting it. Raises
     `ValueError`, `TypeError` or `UnknownName`, naming the file and the place in it
     """
     given = read(file)

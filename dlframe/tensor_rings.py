@@ -296,7 +296,7 @@ class TensorRing(Distribution):
         self,
         index: Tensor,  # Whole numbers from 0, `[..., m]`
     ) -> Tensor:  # Nats, `[...]`; minus infinity only where the mass is 0
-        """Logarithms of probabilities; raises `ValueError` for another shape, or for a value that
+        """Logarithms of probabilities. Raises `ValueError` for another shape, or for a value that
         an index does not have
         """
         self._check_index(index)
@@ -322,7 +322,7 @@ class TensorRing(Distribution):
         # Over these, from the first to the last; its cores are float64 where products of this ring
         # need it
     ) -> 'TensorRing':
-        """Sum over all other indices; raises `ValueError` if the cores of the result do not fit
+        """Sum over all other indices. Raises `ValueError` if the cores of the result do not fit
         into numbers
         """
         dims = sorted(_check_dims(dims, len(self.cores), 'indices'))
@@ -699,7 +699,7 @@ class RingMixture(Distribution):
         self,
         z: Tensor,  # `[..., *event_shape]`
     ) -> Tensor:  # Nats, `[...]`
-        "Log-density of the mixture; raises `ValueError` for another shape"
+        "Log-density of the mixture. Raises `ValueError` for another shape"
         rows = self._rows(z)
         loc = _paired(self.loc)[:, None]
         log_scale = _paired(self.log_scale)[:, None]

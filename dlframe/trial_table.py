@@ -56,7 +56,7 @@ def logged(
     x: str = 'steps',  # A counter
     # Pairs of counter and value, by name; for each counter one pair, its last
 ) -> dict[str, list[tuple[float, float]]]:
-    """Read the numbers that a run has logged; raises `ValueError` if the file is damaged,
+    """Read the numbers that a run has logged. Raises `ValueError` if the file is damaged,
     `UnknownName` for an unknown counter
     """
     file = Path(folder) / 'metrics.csv'
@@ -349,7 +349,7 @@ def trials(
     by: str | None = None,
     # A row for each trial, the best of the finished ones first; `attrs` contains the ranking
 ) -> pd.DataFrame:
-    """Make the table of a sweep's trials; raises `FileNotFoundError` if there is no sweep,
+    """Make the table of a sweep's trials. Raises `FileNotFoundError` if there is no sweep,
     `UnknownName` for a metric that no trial has logged
     """
     ranking = sought(sweep, metric, goal, by, ask=False)

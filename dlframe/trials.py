@@ -137,7 +137,7 @@ def open_storage(
     url: str | None = None,
     make: bool = True,  # Make a record if there is none?
 ) -> BaseStorage:  # Optuna's
-    """Open the record of a sweep; raises `ValueError`, naming it, if that fails, and
+    """Open the record of a sweep. Raises `ValueError`, naming it, if that fails, and
     `FileNotFoundError` if there is none
     """
     database_file = (url or '').removeprefix('sqlite:///')
@@ -341,7 +341,7 @@ def _open_study(
     search: str | None = None,  # Search of the method `bayes`
     by: str | None = None,  # `'last'` or `'best'`; that of the study by default
 ) -> optuna.Study:  # The same for all agents
-    "Open or make the study of a sweep; raises `ValueError` for the study of another sweep"
+    "Open or make the study of a sweep. Raises `ValueError` for the study of another sweep"
     study = _load_or_create(storage, name, sweep.metric.get('goal', 'minimize'))
     new = _definition(sweep, search)
     old = study.user_attrs.get('sweep')

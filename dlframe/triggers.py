@@ -47,7 +47,7 @@ def duration(
     text: str | Duration,  # For example `"1 hour 30 minutes"`
     argument: str = 'duration',  # Name of the argument, for the message
 ) -> Duration:  # An amount and its counter
-    "Read a duration; raises `TypeError` or `ValueError` for other values"
+    "Read a duration. Raises `TypeError` or `ValueError` for other values"
     if isinstance(text, Duration):
         return text
     _check_text(text, argument)

@@ -112,7 +112,7 @@ def check_choice(
     name: str,  # Value of the argument
     names: Iterable[str],  # Allowed values
 ) -> str:  # `name`, if it is known
-    """Return `name` if it is one of `names`; raises `UnknownName`, with the nearest and all known
+    """Return `name` if it is one of `names`. Raises `UnknownName`, with the nearest and all known
     names, otherwise
     """
     names = list(names)
@@ -135,7 +135,7 @@ def check_type(
     value,  # Value of the argument
     kind: type,  # Type that it must have
 ):  # `value`
-    "Return `value` if it is an instance of `kind`; raises `InvalidType` otherwise"
+    "Return `value` if it is an instance of `kind`. Raises `InvalidType` otherwise"
     if isinstance(value, kind):
         return value
     raise InvalidType(f'`{argument}` must be of type {kind.__name__}, got {short_repr(value)}')
@@ -146,7 +146,7 @@ def check_types(
     values,  # Value of the argument
     kind: type,  # Type that each of `values` must have
 ) -> list:  # `values`
-    "Return `values` if it is a list of instances of `kind`; raises `InvalidType` otherwise"
+    "Return `values` if it is a list of instances of `kind`. Raises `InvalidType` otherwise"
     if not isinstance(values, (list, tuple)):
         raise InvalidType(f'`{argument}` must be of type list, got {short_repr(values)}')
     return [check_type(argument, value, kind) for value in values]
@@ -158,7 +158,7 @@ def check_int(
     value: int,  # Value of the argument
     least: int = 1,  # The smallest value allowed
 ) -> int:  # `value`, as Python's `int`
-    """Return `value` if it is a whole number of at least `least`; raises `InvalidType` or
+    """Return `value` if it is a whole number of at least `least`. Raises `InvalidType` or
     `InvalidValue` otherwise
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -174,7 +174,7 @@ def check_ints(
     values: Iterable[int],  # Value of the argument
     least: int = 1,  # The smallest value allowed
 ) -> list[int]:  # `values`, as a list
-    """Return `values` as a list of whole numbers of at least `least`; raises `InvalidType` or
+    """Return `values` as a list of whole numbers of at least `least`. Raises `InvalidType` or
     `InvalidValue` otherwise
     """
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
@@ -189,7 +189,7 @@ def check_number(
     least: float = -inf,  # The smallest value allowed
     above: float = -inf,  # Values must be larger than this
 ) -> float:  # `value`, as Python's `float`
-    """Return `value` if it is a finite number in range; raises `InvalidType` or `InvalidValue`
+    """Return `value` if it is a finite number in range. Raises `InvalidType` or `InvalidValue`
     otherwise
     """
     if isinstance(value, bool) or not isinstance(value, Real):

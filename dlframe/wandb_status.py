@@ -188,7 +188,7 @@ def report(
     end: str,
     patience: float = 60.0,  # Longest time in seconds, as long as the server answers
 ) -> bool:  # Is it recorded?
-    "Report to W&B how the trial of this process ended, if it is one of a sweep; raises no error"
+    "Report to W&B how the trial of this process ended, if it is one of a sweep. Raises no error"
     recorded = Event()
     _start(_report, end, recorded).join(patience)
     return recorded.is_set()

@@ -179,6 +179,11 @@ def check_parts(
             raise InvalidType(
                 f'`{name}` must be a module that returns a distribution, got {part!r}'
             )
+        needed = 'in_shape' if name in readers else 'event_shape'
+        if not hasattr(part, needed):
+            raise InvalidType(
+                f'`{name}` must have `{needed}`, as a `Conditional` has, got {type(part).__name__}'
+            )
     latents = tuple(parts['encoder'].event_shape)
     shapes = {'prior.event_shape': parts['prior'].event_shape}
     for name in readers:

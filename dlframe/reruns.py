@@ -155,7 +155,7 @@ def main(
         action='store_true',
         help='resume a run in its folder; run.train_for may be changed',
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # changes may follow options
     # last, so that no file of this folder stands in for a library
     sys.path.append(os.getcwd())
     try:

@@ -328,6 +328,8 @@ def test_asked_while_a_trial_starts(tmp_path, monkeypatch, capsys):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(agent_module, 'Job', Interrupted)
+    # whoever started the tests may have made them ignore it (`nohup`, `&`)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     file = sweep_file(
         tmp_path, ['sh', '-c', 'while :; do sleep .1; done', '${program}', '${args_json}']
     )
@@ -338,7 +340,9 @@ def test_asked_while_a_trial_starts(tmp_path, monkeypatch, capsys):
         agent = agent_module.Agent(
             sweep, folder, Trials(sweep, agents, folder), [''], math.inf, True
         )
-        assert agent.run() == 130
+        status = agent.run()
+    signal.signal(signal.SIGINT, before)
+    assert status == 130
     assert '1 trials save and stop; once more kills them' in capsys.readouterr().out
     assert [t.state.name for t in record(file, folder).all()] == ['WAITING']
 

@@ -528,8 +528,8 @@ def test_the_line_that_is_printed_goes_on(prompt, parameters, kernel, said, monk
     )
     with pytest.raises(
         ValueError,
-        match='`run` must be finished, got one that stopped after step 3, at 3 of 4 steps; go on '
-        'with: ',
+        match='`run` must be finished, got one that stopped after step 3, at 3 of 4 steps; '
+        'resume with: ',
     ):
         run.require_finished()
     resumed = Run.resume(run.folder, packages=__name__)

@@ -499,8 +499,8 @@ def test_runs_on_the_plane(shared):
     for beta in 0.1, 1.0:
         run = shared.train(f'beta {beta}', beta=beta)
     assert shared.evaluate(run)[0] == ''
-    assert "'beta 1.0'" in shared.kernel.cell('print(list(beside))')[1]
-    assert int(shared.kernel.cell('print(len(beside))')[1]) >= 2
+    assert "'beta 1.0'" in shared.kernel.cell('print(list(curves))')[1]
+    assert int(shared.kernel.cell('print(len(curves))')[1]) >= 2
 
 
 def weights_of(run):
@@ -615,7 +615,7 @@ def test_resume_with_classes_of_ones_own(shared, tmp_path):
         )[0]
         == ''
     )
-    cells = [cell.replace('return vae.VAE(', 'return Own(') for cell in before('run.fit()')]
+    cells = [cell.replace('return df.VAE(', 'return Own(') for cell in before('run.fit()')]
     run = shared.train('own', cells, train_for='10 steps')
     assert manifest_of(run)['model']['cls'] == 'own_of_page.Own'
     error, _ = shared.kernel.run(code(), resume=str(run), train_for='20 steps')

@@ -41,7 +41,6 @@ prepare:
 	@$(IN) ruff check --fix nbs tests benchmarks scripts setup.py
 	@$(IN) ruff format nbs tests benchmarks scripts setup.py
 	@$(IN) nbdev-export
-	@$(IN) ruff format dlframe
 	@$(IN) nbdev-clean
 	@$(IN) python scripts/readme.py
 

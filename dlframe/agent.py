@@ -38,7 +38,6 @@ from .sweeps import Choice, Sweep, check_executable, read_sweep
 from .trials import Agents, Taken, Trials, recover_trials
 from .validation import InvalidValue, check_int, nearest, short_repr, shorten
 
-
 # %% ../nbs/73_agent.ipynb #a4a11b1a
 def _macro_words(program, config, file):
     "Map the name of each macro to the words that replace it"
@@ -84,7 +83,6 @@ def _expand_command(
         words += macro_words[word[2:-1]] if is_macro else [word]
     return words
 
-
 # %% ../nbs/73_agent.ipynb #ecf15cde
 def _trial_environment(
     sweep: Sweep,  # Read from its file
@@ -127,7 +125,6 @@ def cores() -> int:  # At least 1
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
-
 # %% ../nbs/73_agent.ipynb #e97dacf5
 def _read_history(
     folder: Path,  # Of a run
@@ -144,7 +141,6 @@ def _read_history(
         return [float(row[1]) for row in rows if row and row[0] == name]
     except (ValueError, IndexError, csv.Error):
         return []
-
 
 # %% ../nbs/73_agent.ipynb #253a3885
 def _never_logged(
@@ -174,7 +170,6 @@ def _last_line(
         if line.strip():
             return line.strip()
     return 'no output'
-
 
 # %% ../nbs/73_agent.ipynb #d4b27588
 class Outcome(NamedTuple):
@@ -305,7 +300,6 @@ def _stop_with_parent(parent):
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
 
-
 # %% ../nbs/73_agent.ipynb #31635f67
 _state_labels = [
     (TrialState.WAITING, 'waiting'),
@@ -380,7 +374,6 @@ def _format_duration(
         return f'{minutes // 60} h {minutes % 60} min'
     return f'{minutes // 1440} days'
 
-
 # %% ../nbs/73_agent.ipynb #acdbd328
 class _FailureLimit:
     "Counts failures; `message` is set when the agent must stop"
@@ -410,7 +403,6 @@ class _FailureLimit:
                 'WANDB_AGENT_DISABLE_FLAPPING=true lets an agent go on all the same'
             )
 
-
 # %% ../nbs/73_agent.ipynb #60bb0fd1
 _stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -430,7 +422,6 @@ def _handle_signals(handler: Callable) -> Iterator[None]:
     finally:
         for n, handler_before in previous.items():
             signal.signal(n, handler_before)
-
 
 # %% ../nbs/73_agent.ipynb #1a7ceb37
 class Agent:
@@ -655,7 +646,6 @@ def _varied_parameters(
         if not (isinstance(choice, Choice) and choice.distribution == 'constant'):
             varied[name] = chosen
     return varied
-
 
 # %% ../nbs/73_agent.ipynb #c8e49127
 def _parse_devices(text):

@@ -85,7 +85,6 @@ def read_checkpoint(
     _check_entries(file, saved, list(needed))
     return saved
 
-
 # %% ../nbs/43_checkpoints.ipynb #52285ce7
 def newest(
     folder: Path,  # Of a run
@@ -106,7 +105,6 @@ def newest(
             file=sys.stderr,
         )
         return previous, saved
-
 
 # %% ../nbs/43_checkpoints.ipynb #24c9a960
 class WholeFiles(CheckpointIO):
@@ -132,7 +130,6 @@ class WholeFiles(CheckpointIO):
 
     def remove_checkpoint(self, path):
         Path(path).unlink(missing_ok=True)
-
 
 # %% ../nbs/43_checkpoints.ipynb #81b4d238
 def _sort_metadata(file):

@@ -12,7 +12,6 @@ from torch.distributions import Distribution
 from .models import Model
 from .validation import InvalidType
 
-
 # %% ../nbs/13_classifier.ipynb #5f1c8ab2
 class Classifier(Model):
     "A predictor trained by maximum likelihood"

@@ -32,7 +32,6 @@ from dlframe.validation import (
     short_repr,
 )
 
-
 # %% ../nbs/21_data.ipynb #5e0e2d00
 class Split(Dataset):
     """Tensors of equal length; an index gives a dict of rows, `take` the batch of given row
@@ -72,7 +71,6 @@ class Split(Dataset):
             return Items(self) + other
         return Split({k: torch.cat([v, other.tensors[k]]) for k, v in self.tensors.items()})
 
-
 # %% ../nbs/21_data.ipynb #851186dd
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
@@ -100,7 +98,6 @@ def _seed_row(
     np.random.seed(number % 2**32)
     random.seed(number)
 
-
 # %% ../nbs/21_data.ipynb #f28eeb72
 def _stack(items, rows):
     "Stack rows into a batch. Raises `InvalidValue`, naming two rows, if their shapes differ"
@@ -127,7 +124,6 @@ class _Concatenated:
     def __getitem__(self, i):
         n_first = len(self.first)
         return self.first.read(i) if i < n_first else self.second.read(i - n_first)
-
 
 # %% ../nbs/21_data.ipynb #546af5bd
 class Items(Dataset):
@@ -197,7 +193,6 @@ class Items(Dataset):
             start += 256
         return Split(tensors)
 
-
 # %% ../nbs/21_data.ipynb #506c5cc0
 def _missing_declaration(owner, where, key, value_range, white_levels):
     "The error for bytes without a declaration"
@@ -245,7 +240,6 @@ def _as_numbers(
     if not is_byte and not is_target:
         return values
     return values.long() if values.ndim < 2 else values.float()
-
 
 # %% ../nbs/21_data.ipynb #d1e21115
 def _check_white_levels(owner, white_levels):
@@ -307,13 +301,11 @@ def _check_undeclared(owner, where, key, values, white_levels):
             stacklevel=3,
         )
 
-
 # %% ../nbs/21_data.ipynb #d66cb18c
 def _as_split(opened):
     if isinstance(opened, Mapping):
         return Split(opened)
     return opened if isinstance(opened, (Split, Items)) else Items(opened)
-
 
 # %% ../nbs/21_data.ipynb #51ea8cf4
 class Data(Part):
@@ -415,7 +407,6 @@ class Data(Part):
     def shape(self) -> tuple[int, ...]:
         "Shape of one `x`"
         return tuple(self[self.splits[0]][0]['x'].shape)
-
 
 # %% ../nbs/21_data.ipynb #8f7cce38
 class _Request(NamedTuple):

@@ -17,7 +17,6 @@ from .faces import CelebA
 from .image_sets import Digits, TorchvisionImages, torchvision_sets
 from .validation import InvalidValue, MissingFile, check_choice
 
-
 # %% ../nbs/24_datasets.ipynb #a1c42402
 class BinarizedMNIST(Data):
     """MNIST binarized by Larochelle, 28×28: 50,000 images to train, 10,000 to validate, 10,000 to
@@ -55,7 +54,6 @@ class BinarizedMNIST(Data):
                 'have 98 bytes for each image. Put a good copy in its place and run again'
             )
         return {'x': torch.from_numpy(np.unpackbits(packed, axis=1)).view(-1, 1, 28, 28)}
-
 
 # %% ../nbs/24_datasets.ipynb #c8374f08
 own_sets: dict[str, type[Data]] = {
@@ -101,7 +99,6 @@ def _options_of(name):
     for arguments in torchvision_sets[name].values():
         excluded.update(arguments)
     return options + [k for k in _arguments_of(getattr(sets, name)) if k not in excluded]
-
 
 # %% ../nbs/24_datasets.ipynb #d3d53989
 def _some_targets(data):

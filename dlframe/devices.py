@@ -73,7 +73,6 @@ class Device:
             if not isinstance(getattr(self, flag), bool):
                 raise InvalidType(f'`{flag}` must be true or false, got {getattr(self, flag)!r}')
 
-
 # %% ../nbs/20_devices.ipynb #7623d02e
 def _expand(argument, text):
     "`text` with variables replaced"
@@ -94,7 +93,6 @@ def _convert(argument, value, kind):
         return value
     text = _expand(argument, value)
     return text if kind is str or text == value else parse(text)
-
 
 # %% ../nbs/20_devices.ipynb #f3ef68bb
 _kept: list[Device] = []  # the devices of the runs that train at this moment
@@ -134,7 +132,6 @@ def find_device(
             settings[root] = os.environ[root.upper()]
     return Device(name or 'default', **settings)
 
-
 # %% ../nbs/20_devices.ipynb #4005d29b
 _project_files = ('settings.ini', 'pyproject.toml', '.git')
 
@@ -148,7 +145,6 @@ def project_root() -> Path:  # A folder
         if any((folder / name).exists() for name in _project_files):
             return folder
     return here
-
 
 # %% ../nbs/20_devices.ipynb #5b1c2002
 @contextmanager

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .validation import InvalidValue
 
-
 # %% ../nbs/30_entries.ipynb #c46f97fa
 @dataclass(frozen=True)
 class Entry:
@@ -75,7 +74,6 @@ class Text(Entry):
 
     text: str
 
-
 # %% ../nbs/30_entries.ipynb #9649cef8
 @dataclass(frozen=True)
 class Image(Entry):
@@ -108,7 +106,6 @@ class Image(Entry):
         scale = max(1, round(400 / picture.width))
         size = (scale * picture.width, scale * picture.height)
         return picture.resize(size, resample=0)._repr_png_()
-
 
 # %% ../nbs/30_entries.ipynb #9d7ed56d
 def grid(

@@ -81,7 +81,6 @@ landmark_names = (
     'rightmouth_y',
 )
 
-
 # %% ../nbs/23_faces.ipynb #8128e01b
 def _write_list(
     file: Path,  # To write
@@ -122,7 +121,6 @@ def write_celeba(
         ('list_landmarks_align_celeba', np.asarray(landmarks), 3, ' '.join(landmark_names) + ' '),
     ]:
         _write_list(folder / f'{name}.txt', names, values, width, header)
-
 
 # %% ../nbs/23_faces.ipynb #baf218cf
 _hair_colours = {
@@ -185,7 +183,6 @@ class _Face:
     def tint(self, factor):
         "The colour of the skin, lighter or darker"
         return tuple(np.clip(self.skin * factor, 0, 255).astype(int).tolist())
-
 
 # %% ../nbs/23_faces.ipynb #fd10e247
 def _ellipse(draw, centre, a, b, **options):
@@ -250,7 +247,6 @@ def _draw_face(face):
     _draw_mouth(draw, face)
     return picture
 
-
 # %% ../nbs/23_faces.ipynb #34fe05e6
 def synthetic_celeba(
     root: str | Path,  # A folder; `celeba` is made in it
@@ -267,7 +263,6 @@ def synthetic_celeba(
     landmarks = np.array([face.points.flatten() for face in faces])
     splits = (np.arange(n) * 10 // n - 7).clip(0)
     write_celeba(root, [_draw_face(face) for face in faces], attributes, landmarks, splits)
-
 
 # %% ../nbs/23_faces.ipynb #b2d5120d
 _n_columns = {
@@ -327,7 +322,6 @@ def _list_fault(file, table, pictures):
         or _names_fault(table.index, pictures)
         or _values_fault(file, table)
     )
-
 
 # %% ../nbs/23_faces.ipynb #5beb5126
 class _Lists(NamedTuple):
@@ -396,7 +390,6 @@ def _read_lists(
         )
     return lists
 
-
 # %% ../nbs/23_faces.ipynb #5f7a76b3
 def _crop_picture(
     picture: Image.Image,  # Any size
@@ -430,7 +423,6 @@ def _mirror_landmarks(
     "Return the landmarks of a mirrored picture"
     x, y = y.view(5, 2)[[1, 0, 2, 4, 3]].unbind(1)
     return torch.stack([1 - x, y], 1).flatten()
-
 
 # %% ../nbs/23_faces.ipynb #a31f27ac
 @dataclass(eq=False)
@@ -476,7 +468,6 @@ class _Mirrored(Dataset):
         if torch.rand(()) < 0.5:
             return {'x': x, 'y': y}
         return {'x': x.flip(-1), 'y': _mirror_landmarks(y) if self.landmarks else y}
-
 
 # %% ../nbs/23_faces.ipynb #36d9456e
 class CelebA(Data):

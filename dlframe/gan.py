@@ -17,7 +17,6 @@ from .models import Model, check_parts
 from .ramps import Ramp, now, weight
 from .validation import InvalidValue, check_choice, check_number
 
-
 # %% ../nbs/14_gan.ipynb #0cadc9b8
 class GAN(Model):
     "A generative adversarial network, with the non-saturating loss"
@@ -74,7 +73,6 @@ class GAN(Model):
         "Generate data from samples of the prior"
         return self.fake(n).detach()
 
-
 # %% ../nbs/14_gan.ipynb #c9c842bc
 def _check_data(name, part, maker, decoder):
     "Raise unless `part` takes the data that `decoder` makes"
@@ -106,7 +104,6 @@ def _terms(model, batch, player):
         losses.append(terms['loss'])
         named.update({f'{name}.{term}': value for term, value in terms.items()})
     return {'loss': sum(losses), **named}
-
 
 # %% ../nbs/14_gan.ipynb #af4415f5
 class VAEGAN(Model):

@@ -104,7 +104,6 @@ def _parse_layer(folder, name, entry):
     _check_size(name, layer)
     return layer
 
-
 # %% ../nbs/25_kernels.ipynb #806d998f
 def read_kernels(
     folder: str | Path,  # `kernels__*`, with `meta.json` and a file for each layer
@@ -147,7 +146,6 @@ def write_kernels(
         }
     write({'dataset': entries}, folder / 'meta.json')
 
-
 # %% ../nbs/25_kernels.ipynb #18c5cb94
 def _rows_first(kernels, dim):
     "The kernels with the axes of rows before all others"
@@ -175,7 +173,6 @@ class _Slices(Dataset):
     # each worker opens the file itself
     def __reduce__(self):
         return _Slices, (self.layer, self.dim, self.indices)
-
 
 # %% ../nbs/25_kernels.ipynb #bc49bace
 class Kernels(Data):

@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 from .loading import curves
 from .loggers import read_metrics
 
-
 # %% ../nbs/54_live_curves.ipynb #50ecd2bd
 class LiveCurves(pl.Callback):
     "Draws the curves of a run, again and again in the same place"

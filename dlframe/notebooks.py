@@ -22,7 +22,6 @@ from .specs import Part
 from .status import online
 from .wandb_status import report
 
-
 # %% ../nbs/61_notebooks.ipynb #c0e3d6f8
 class _Call(NamedTuple):
     "A call on the way to an error"
@@ -57,7 +56,6 @@ def _is_users(frame: FrameType) -> bool:
 
 def _is_dlframes(frame):
     return frame.f_globals.get('__name__', '').startswith('dlframe.')
-
 
 # %% ../nbs/61_notebooks.ipynb #9c924126
 def _file_name(call, cells):
@@ -125,7 +123,6 @@ def in_short(
         lines.append(f'… and {len(calls) - len(kept)} more calls: %tb shows them')
     return '\n'.join([*lines, '', *_message(error)])
 
-
 # %% ../nbs/61_notebooks.ipynb #17003cd7
 def _shell():
     "The IPython shell; `None` outside of IPython"
@@ -172,7 +169,6 @@ def short_errors() -> None:
     if shell and not shell.custom_exceptions:
         shell.set_custom_exc((Exception, KeyboardInterrupt), _show)
 
-
 # %% ../nbs/61_notebooks.ipynb #4b6503d2
 def complete_parts() -> None:
     "Let IPython complete the names of parts, also those behind a module of torch"
@@ -194,7 +190,6 @@ def complete_parts() -> None:
     allowed = completer.policy_overrides.get(key) or default
     allowed = {*allowed, ('torch',), ('pytorch_lightning',)}
     completer.policy_overrides = {**completer.policy_overrides, key: allowed}
-
 
 # %% ../nbs/61_notebooks.ipynb #7ff01146
 trial_note = 'W&B knows that this trial has'  # printed in the notebook of a failed trial
@@ -235,7 +230,6 @@ def _report_failures() -> None:
         return
     if _report_failure not in shell.events.callbacks['post_run_cell']:
         shell.events.register('post_run_cell', _report_failure)
-
 
 # %% ../nbs/61_notebooks.ipynb #8c6f5544
 def parameters() -> dict:  # Names and values, for the manifest

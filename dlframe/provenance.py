@@ -25,7 +25,6 @@ from .files import save_whole
 from .optimization import trained_before
 from .specs import script_module
 
-
 # %% ../nbs/51_provenance.ipynb #b374b220
 def _run_command(*command):
     "The output of a command, or `None` where it fails"
@@ -66,7 +65,6 @@ def provenance() -> dict:  # Plain data
         'device': _device_profile(),
     }
 
-
 # %% ../nbs/51_provenance.ipynb #0b04bd3f
 def save_uncommitted_changes(
     folder: Path,  # The run's folder
@@ -80,7 +78,6 @@ def save_uncommitted_changes(
             folder / 'code.patch',
             folder,
         )
-
 
 # %% ../nbs/51_provenance.ipynb #5b1c4202
 def module_files(
@@ -128,7 +125,6 @@ def _import_hint(package, names):
     if re.search(r"__name__\s*==\s*['\"]__main__", script):
         return hint
     return f"{hint}; that imports the script, so put what trains under `if __name__ == '__main__':`"
-
 
 # %% ../nbs/51_provenance.ipynb #e74d6573
 def started_from(

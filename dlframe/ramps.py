@@ -16,7 +16,6 @@ from .specs import Part
 from .triggers import Duration, duration
 from .validation import InvalidValue, check_choice, check_number
 
-
 # %% ../nbs/07_ramps.ipynb #2c50fc3a
 def _linear(progress):
     return progress
@@ -97,7 +96,6 @@ class Ramp(Part, nn.Module):
     def forward(self) -> Tensor:  # A number, `[]`
         "Return the present value"
         return self.value
-
 
 # %% ../nbs/07_ramps.ipynb #16483618
 def weight(

@@ -28,7 +28,6 @@ from .specs import override, parse, read
 from .status import state
 from .validation import InvalidType, InvalidValue, check_choice, check_int, short_repr
 
-
 # %% ../nbs/57_reruns.ipynb #b68f59f0
 def rerun(
     manifest: Mapping,  # As in `manifest.json`, or written by hand
@@ -59,7 +58,6 @@ def rerun(
             f'{path} started from the weights of {other}; this run starts from new ones', flush=True
         )
     return run.fit()
-
 
 # %% ../nbs/57_reruns.ipynb #4665f7d0
 def add_results(
@@ -115,7 +113,6 @@ def _log(numbers, loaded):
     for name, value in numbers.items():
         logger.log(name, Scalar(float(value)), loaded.counters)
     logger.finalize('success')
-
 
 # %% ../nbs/57_reruns.ipynb #cca5a1c3
 def _change(text):

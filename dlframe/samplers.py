@@ -29,7 +29,6 @@ from .goals import finite_numbers, goals
 from .sweeps import Choice, Sweep
 from .validation import InvalidValue, check_choice, short_repr
 
-
 # %% ../nbs/71_samplers.ipynb #381c53dd
 def _flatten(
     parameters: Mapping,  # Of a `Sweep`: `Choice`, by name, or mappings of them
@@ -42,7 +41,6 @@ def _flatten(
         else:
             found |= {f'{name}.{k}': v for k, v in _flatten(chosen).items()}
     return found
-
 
 # %% ../nbs/71_samplers.ipynb #6373bed5
 def _nest(
@@ -57,7 +55,6 @@ def _nest(
             inside = inside.setdefault(key, {})
         inside[name] = chosen
     return found
-
 
 # %% ../nbs/71_samplers.ipynb #08b8140e
 class _Draw(NamedTuple):
@@ -78,7 +75,6 @@ def _range_distribution(kind, o):
         low, high = exp(low), exp(high)
     return FloatDistribution(low, high, log=True)
 
-
 # %% ../nbs/71_samplers.ipynb #0801728a
 _probability = FloatDistribution(2**-50, 1 - 2**-50)  # up to almost 8 standard deviations
 
@@ -98,7 +94,6 @@ def _inverse_cdf(kind, o):
         return lambda u: exp(normal.inv_cdf(u))
     return normal.inv_cdf
 
-
 # %% ../nbs/71_samplers.ipynb #1700a6c5
 def _round_to_multiple(x, q):
     "Return the multiple of `q` nearest to `x`"
@@ -106,7 +101,6 @@ def _round_to_multiple(x, q):
     # larger numbers are multiples of `q` up to the precision of floats
     n = round(n) * q if abs(n) < 2**53 else x
     return int(n) if isinstance(q, int) else float(n)
-
 
 # %% ../nbs/71_samplers.ipynb #c16dbe31
 _exact = 2**53  # floats represent all integers up to this one
@@ -117,7 +111,6 @@ def _draw_integer(low, high):
         return _Draw(IntDistribution(low, high), int)
     width = FloatDistribution(0.0, float(high - low + 1))
     return _Draw(width, lambda x: min(high, low + floor(x)))
-
 
 # %% ../nbs/71_samplers.ipynb #14defcdd
 def _draw_from_list(values):
@@ -133,7 +126,6 @@ def _draw_with_probabilities(values, probabilities):
     last = max(i for i, p in enumerate(probabilities) if p > 0)
     # the sum may be rounded to less than 1
     return _Draw(_probability, lambda u: values[min(bisect_right(ends, u), last)])
-
 
 # %% ../nbs/71_samplers.ipynb #53bbb248
 def _draw(
@@ -154,7 +146,6 @@ def _draw(
     if 'q' not in o:
         return draw
     return _Draw(draw.distribution, lambda x: _round_to_multiple(draw.convert(x), o['q']))
-
 
 # %% ../nbs/71_samplers.ipynb #ee8659c2
 def _suggest(trial, name, distribution):
@@ -181,7 +172,6 @@ def suggest(
         values[name] = draw.convert(_suggest(trial, name, draw.distribution))
     return deepcopy(_nest(values))
 
-
 # %% ../nbs/71_samplers.ipynb #60b52821
 class _Steps(Sequence):
     "A range of floats"
@@ -196,7 +186,6 @@ class _Steps(Sequence):
 
     def __getitem__(self, i):
         return self.low + range(self.n)[i] * self.step
-
 
 # %% ../nbs/71_samplers.ipynb #72b3d187
 def _grid_values(choice):
@@ -219,7 +208,6 @@ def _grid_values(choice):
         return range(low, high, step)
     return _Steps(float(low), float(step), ceil((high - low) / step))
 
-
 # %% ../nbs/71_samplers.ipynb #ae790e33
 def _draw_in_grid(choice):
     "Return the draw of a parameter whose index in the grid is given"
@@ -229,7 +217,6 @@ def _draw_in_grid(choice):
     start = values[0] if choice.distribution == 'int_uniform' else 0
     indices = IntDistribution(start, start + len(values) - 1)
     return _Draw(indices, lambda i: values[i - start])
-
 
 # %% ../nbs/71_samplers.ipynb #c77f1c9a
 class Grid(Sequence):
@@ -261,7 +248,6 @@ class Grid(Sequence):
         values = {name: self.axes[name][i] for name, i in self.at(n).items()}
         return deepcopy(_nest(values))
 
-
 # %% ../nbs/71_samplers.ipynb #f8699ab2
 def size(
     sweep: Sweep,  # Of any method
@@ -270,7 +256,6 @@ def size(
     points = Grid(sweep).size if sweep.method == 'grid' else None
     return min((n for n in (points, sweep.run_cap) if n is not None), default=None)
 
-
 # %% ../nbs/71_samplers.ipynb #4368b7b9
 def _uniform(
     *key,  # Token, number, name
@@ -278,7 +263,6 @@ def _uniform(
     "Return a random number that depends on its key only, on all machines"
     digest = sha256(json.dumps(key).encode()).digest()
     return (int.from_bytes(digest[:8], 'big') >> 11) / 2**53
-
 
 # %% ../nbs/71_samplers.ipynb #79db48af
 def _quantile(u, d):
@@ -291,7 +275,6 @@ def _quantile(u, d):
     x = low + u * (high - low)
     # the last digit may be rounded outwards
     return min(d.high, max(d.low, exp(x) if d.log else x))
-
 
 # %% ../nbs/71_samplers.ipynb #3e2d71b6
 _models = {
@@ -323,7 +306,6 @@ class Dice(BaseSampler):
     def sample_independent(self, study, trial, param_name, param_distribution):
         return _quantile(_uniform(self.token, trial.number, param_name), param_distribution)
 
-
 # %% ../nbs/71_samplers.ipynb #99aea2d4
 class Points(BaseSampler):
     "Gives each trial the point of its number"
@@ -344,7 +326,6 @@ class Points(BaseSampler):
         i, d = self.grid.at(trial.number)[param_name], param_distribution
         return d.choices[i] if isinstance(d, CategoricalDistribution) else d.low + i
 
-
 # %% ../nbs/71_samplers.ipynb #05589b91
 def sampler(
     sweep: Sweep,  # With the method and the distributions
@@ -363,7 +344,6 @@ def sampler(
             f'{kind!r}'
         )
     return Points(Grid(sweep)) if sweep.method == 'grid' else Dice(token)
-
 
 # %% ../nbs/71_samplers.ipynb #ea061ab3
 def bands(
@@ -398,7 +378,6 @@ def _bands_below(band, eta, most):
         band = band / eta
         found.append(int(band))
     return sorted(found)
-
 
 # %% ../nbs/71_samplers.ipynb #44ea85cf
 def stop(

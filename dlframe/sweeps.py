@@ -59,7 +59,6 @@ def _takes_exponents(kind):
     "Test whether the keys of a distribution are logarithms of its values"
     return 'log' in kind and not kind.endswith('_values')
 
-
 # %% ../nbs/70_sweeps.ipynb #b5dbf5e9
 @dataclass(frozen=True)
 class Choice:
@@ -96,7 +95,6 @@ class Choice:
         if 'mu' in o:
             return o['mu'] - o['sigma'], o['mu'] + o['sigma']
         return 0.0, 1.0
-
 
 # %% ../nbs/70_sweeps.ipynb #2ea02ca2
 def _check_options(
@@ -160,7 +158,6 @@ def _fits_floats(choice, extremes):
     except ArithmeticError:
         return False
 
-
 # %% ../nbs/70_sweeps.ipynb #9aacb23a
 def _check_values(options, path):
     values = options['values']
@@ -195,7 +192,6 @@ def _check_json(path, value):
     if isinstance(value, list):
         for i, inside in enumerate(value):
             _check_json(f'{path}.{i}', inside)
-
 
 # %% ../nbs/70_sweeps.ipynb #4e83236d
 def choices(
@@ -264,7 +260,6 @@ def _implied_distribution(given):
     is_whole = all(isinstance(given.get(k), int) for k in _range)
     return 'int_uniform' if is_whole else 'uniform'
 
-
 # %% ../nbs/70_sweeps.ipynb #7b89f819
 _macros = (
     'args_json_file',
@@ -316,7 +311,6 @@ def _check_word(word, path):
     if is_macro and not word.startswith('${envvar:'):
         check_choice(path, word[2:-1], _macros)
 
-
 # %% ../nbs/70_sweeps.ipynb #7be02c41
 def check_executable(
     command: list[str],  # Of a sweep
@@ -344,7 +338,6 @@ def _program_index(command):
         if word != '${env}' and not (has_env and '=' in word):
             return i
     return 0
-
 
 # %% ../nbs/70_sweeps.ipynb #f3c223ad
 _text_keys = ('name', 'description', 'project', 'entity')
@@ -376,7 +369,6 @@ class Sweep:
     early_terminate: dict = field(default_factory=dict)
     about: dict = field(default_factory=dict)  # Name, description, project and entity
 
-
 # %% ../nbs/70_sweeps.ipynb #6f3d8179
 def _metric(given):
     if not isinstance(given, Mapping):
@@ -403,7 +395,6 @@ def _goal(name, goal):
             'goal W&B minimizes'
         )
     return find_goal(name, goal, 'metric.goal')
-
 
 # %% ../nbs/70_sweeps.ipynb #67fa0136
 def _early_terminate(given):
@@ -441,7 +432,6 @@ def _check_bracket_keys(given):
             f'`early_terminate.s` must be given with max_iter, and only then, got {keys}'
         )
 
-
 # %% ../nbs/70_sweeps.ipynb #02b37b4a
 _keys_of_one_run = {
     'name': 'a trial is called by its id, and two trials of one name would share one folder',
@@ -469,7 +459,6 @@ def read_sweep(
         if warning:
             print(f'{file}: {warning}', file=sys.stderr)
     return sweep
-
 
 # %% ../nbs/70_sweeps.ipynb #8c284612
 def _sweep(file, given, folder):
@@ -538,7 +527,6 @@ def _program(given, folder):
             f'`program` must be a notebook in {folder}, got {given!r}, which is not there'
         )
     return path
-
 
 # %% ../nbs/70_sweeps.ipynb #0bdc3732
 def _check_types(parameters, types):

@@ -19,7 +19,6 @@ from torch.distributions import Distribution, constraints
 from .distributions import DiagonalNormal
 from .validation import InvalidType, InvalidValue, check_ints, short_repr
 
-
 # %% ../nbs/04_tensor_rings.ipynb #9eedb0cd
 class _Scaled(NamedTuple):
     "Matrices, and the logarithms of the factors that they were divided by"
@@ -93,7 +92,6 @@ class _Numbers:
         "Logarithms of the masses; padding has traces of 0, and weights of 0"
         return log_weights + traces.clamp_min(torch.finfo(traces.dtype).tiny).log()
 
-
 # %% ../nbs/04_tensor_rings.ipynb #e69d164a
 def _pairing(n):
     "Order of `n` factors whose first half times the second half gives products in the same order"
@@ -110,7 +108,6 @@ def _paired(rows):
     "Sort the rows of a tensor in the order of `_pairing`"
     rows = rows.unbind(0)
     return torch.stack([rows[k] for k in _pairing(len(rows))])
-
 
 # %% ../nbs/04_tensor_rings.ipynb #ee50262a
 def _precise(logs):
@@ -131,13 +128,11 @@ def _log_trace(matrices, arithmetic=_Numbers):
         logs = logs + _precise(products.log_factors).sum(0)
     return logs + arithmetic.log_trace(*matrices)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e04
 def _reach(dtype, rank):
     "Largest difference of the logarithms of a core with which products in `dtype` are exact"
     numbers = torch.finfo(dtype)
     return (math.log(numbers.eps) - math.log(numbers.tiny) - math.log(rank)) / 3
-
 
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e07
 def _log_sum(logs, dim):
@@ -211,7 +206,6 @@ class _Logs:
     def log_masses(log_weights, traces):
         return log_weights + traces
 
-
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e10
 class _LargestValues(torch.autograd.Function):
     """Calls `receive` with `x`, `[n]`, as Python numbers; under `torch.func.vmap` with the largest
@@ -256,7 +250,6 @@ def _extremes(cores):
     sums = high.amax() + math.log(max(map(len, cores)))
     farthest = torch.maximum(sums, -low.amin())
     return _Extremes(*_largest_values(torch.stack([spread, farthest])))
-
 
 # %% ../nbs/04_tensor_rings.ipynb #a8a7eeb9
 class TensorRing(Distribution):
@@ -366,7 +359,6 @@ class TensorRing(Distribution):
                 f'{self.sizes}, got {index.amin():g} to {index.amax():g}'
             )
 
-
 # %% ../nbs/04_tensor_rings.ipynb #f16a0714
 def _check_cores(cores):
     "Raise unless `cores` are tensors of matrices that form a closed ring"
@@ -417,7 +409,6 @@ def _check_shape(argument, value, shape):
             f'`{argument}` must end in the shape {tuple(shape)}, got {tuple(value.shape)}'
         )
 
-
 # %% ../nbs/04_tensor_rings.ipynb #5a1c0e11
 class _Representation(NamedTuple):
     "Type of numbers, and arithmetic, in which the products of a ring are exact"
@@ -447,7 +438,6 @@ def _stacked(cores):
     "Stack `cores` if they have one shape, `[m, d, r, r]`; else return them"
     one_shape = len({core.shape for core in cores}) == 1
     return torch.stack(cores) if one_shape else cores
-
 
 # %% ../nbs/04_tensor_rings.ipynb #9d847bf0
 class _Slices(NamedTuple):
@@ -486,7 +476,6 @@ def _padded(core, shape):
     missing = [full - size for full, size in zip(shape, core.shape)]
     return F.pad(core, (0, missing[2], 0, missing[1], 0, missing[0]))
 
-
 # %% ../nbs/04_tensor_rings.ipynb #ea253545
 def _log_ratio(
     slices: _Slices,
@@ -513,7 +502,6 @@ def _rows_per_block(slices, rows):
         return max(len(rows), 1)
     return max(2**24 // size, 1)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #689143ff
 class _Weighted(NamedTuple):
     "The weights of each index, and its weighted sum of matrices"
@@ -535,7 +523,6 @@ def _weigh(
         sums.append(slices.arithmetic.weighted_sums(weights, matrices).matrices)
     return _Weighted(log_weights, sums)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #62db3641
 def _products(matrices, arithmetic):
     "The products of the first 0, 1, 2, … of `matrices`, without that of all, up to a factor"
@@ -546,7 +533,6 @@ def _products(matrices, arithmetic):
         product = arithmetic.matmul(products[-1], matrix)
         products.append(arithmetic.rescale(product).matrices)
     return products
-
 
 # %% ../nbs/04_tensor_rings.ipynb #d373a4a8
 def _log_marginals(slices):
@@ -562,7 +548,6 @@ def _log_marginals(slices):
         traces = arithmetic.traces(arithmetic.matmul(tail.mT, head), matrices)
         masses.append(arithmetic.log_masses(weights, traces))
     return torch.stack(masses).log_softmax(-1)
-
 
 # %% ../nbs/04_tensor_rings.ipynb #6431e3a8
 def _subring_cores(ring, dims):
@@ -590,7 +575,6 @@ def _multiplied(core, neighbours, arithmetic):
     for matrix in neighbours:
         core = arithmetic.rescale_together(arithmetic.matmul(core, matrix))
     return core
-
 
 # %% ../nbs/04_tensor_rings.ipynb #1e406b56
 class _Draws(NamedTuple):
@@ -624,7 +608,6 @@ def _draw_values(masses):
     drawn = rows.multinomial(1).reshape(*masses.shape[:-1], 1)
     probs = masses.gather(-1, drawn) / masses.sum(-1, keepdim=True)
     return _Draws(drawn, probs.log())
-
 
 # %% ../nbs/04_tensor_rings.ipynb #b274d4fd
 class RingMixture(Distribution):
@@ -736,7 +719,6 @@ class RingMixture(Distribution):
             self._validate_sample(z)
         return z.reshape(*z.shape[: z.ndim - len(self.event_shape)], len(self.loc))
 
-
 # %% ../nbs/04_tensor_rings.ipynb #fb565d46
 def _check_lattice(name, parameter, ring):
     shape = len(ring.sizes), max(ring.sizes)
@@ -756,7 +738,6 @@ def _without_padding(parameter, ring):
     used = torch.arange(d, device=parameter.device) < sizes[:, None]
     return parameter.where(used, 0.0)
 
-
 # %% ../nbs/04_tensor_rings.ipynb #4f616a59
 @patch
 def log_marginal_prob(
@@ -774,7 +755,6 @@ def log_marginal_prob(
     log_scale = torch.stack([self.log_scale[k, :d] for k in sorted(dims)])
     marginal = RingMixture(ring, loc, log_scale, validate_args=self._validate_args)
     return marginal.log_prob(torch.stack([z[..., i] for i in order], -1))
-
 
 # %% ../nbs/04_tensor_rings.ipynb #2c9adffe
 @patch

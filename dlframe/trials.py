@@ -38,7 +38,6 @@ from .status import state
 from .sweeps import Sweep
 from .validation import InvalidValue, MissingFile, check_choice, check_number, shorten
 
-
 # %% ../nbs/72_trials.ipynb #f0bbd894
 class _Mark(NamedTuple):
     "The symbolic link beside a journal that a writer makes"
@@ -129,7 +128,6 @@ def _remove_incomplete_line(
     file.seek(0)
     file.truncate(file.read().rfind(b'\n') + 1)
 
-
 # %% ../nbs/72_trials.ipynb #1a75c42d
 def open_storage(
     folder: Path,  # Of the sweep
@@ -173,7 +171,6 @@ def _connect(path, url, make):
 
 def _without_password(url):
     return re.sub(r'(//[^/@:]*):[^/@]*@', r'\1:…@', url)
-
 
 # %% ../nbs/72_trials.ipynb #553b9434
 _heartbeat_prefix = 'sign of '  # of the study's attributes; a name of earlier releases
@@ -317,7 +314,6 @@ def _read_slots(file):
     except (OSError, ValueError, KeyError, TypeError):
         return 1
 
-
 # %% ../nbs/72_trials.ipynb #0372453e
 _defining_keys = ('program', 'method', 'parameters', 'metric', 'early_terminate')
 
@@ -383,7 +379,6 @@ def _compared_by(
     "Return the value of a trial that agents compare; earlier releases compared by the best"
     return study.user_attrs.get('by', 'best')
 
-
 # %% ../nbs/72_trials.ipynb #f37c0825
 def _save_sweep_file(
     sweep: Sweep,  # Read from its file
@@ -412,7 +407,6 @@ def _token(
     n = int(hashlib.sha256(text.encode()).hexdigest(), 16)
     digits = string.digits + string.ascii_lowercase
     return ''.join(digits[n // 36**i % 36] for i in range(4))
-
 
 # %% ../nbs/72_trials.ipynb #c888416b
 @dataclass
@@ -585,7 +579,6 @@ class Trials:
         self.held.discard(key)
         self.storage.set_trial_user_attr(key, 'agent', '')
         self.storage.set_trial_state_values(key, TrialState.WAITING)
-
 
 # %% ../nbs/72_trials.ipynb #042db183
 _max_deaths = 10  # of the agents of one trial

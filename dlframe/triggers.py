@@ -65,7 +65,6 @@ def duration(
         raise InvalidValue(f'`{argument}` must be larger than 0, got {text!r}')
     return found
 
-
 # %% ../nbs/06_triggers.ipynb #02d22e14
 def check_unit(
     d: Duration,  # A duration
@@ -78,7 +77,6 @@ def check_unit(
     units_of_clock = [f'{unit}s' for unit in _seconds_per_unit]
     others = [counter for counter in counters if counter != 'seconds']
     check_choice(argument, d.unit, units_of_clock + others)
-
 
 # %% ../nbs/06_triggers.ipynb #3ad87a19
 class Trigger:

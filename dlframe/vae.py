@@ -16,7 +16,6 @@ from .models import Model, check_parts, require_density
 from .ramps import Ramp, now, weight
 from .validation import InvalidType, InvalidValue, check_choice, check_int
 
-
 # %% ../nbs/11_vae.ipynb #1cd3e83b
 class VAE(Model):
     "A variational autoencoder with any encoder, decoder and prior"
@@ -157,7 +156,6 @@ def _check_estimators(bound, gradient, sampled_rate):
         raise InvalidValue("`gradient` must be 'plain' or 'stl' for the bound 'elbo', got 'dreg'")
     if not isinstance(sampled_rate, bool):
         raise InvalidType(f'`sampled_rate` must be True or False, got {sampled_rate!r}')
-
 
 # %% ../nbs/11_vae.ipynb #c564ab75
 def _gradient_factor(

@@ -14,7 +14,6 @@ from .models import Model, check_parts
 from .ramps import Ramp, now, weight
 from .validation import check_int
 
-
 # %% ../nbs/12_vib.ipynb #43d011ee
 class VIB(Model):
     "A variational information bottleneck with any encoder, predictor and prior"

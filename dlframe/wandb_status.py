@@ -16,7 +16,6 @@ from threading import Event, Thread
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-
 # %% ../nbs/40_wandb_status.ipynb #ea2f46a6
 def answers(
     url: str,  # Of the server
@@ -38,14 +37,12 @@ def answers(
         return False
     return True
 
-
 # %% ../nbs/40_wandb_status.ipynb #ed3da033
 def _start(f, *args):
     "Call a function in a thread for which no exit waits"
     thread = Thread(target=f, args=args, daemon=True)
     thread.start()
     return thread
-
 
 # %% ../nbs/40_wandb_status.ipynb #05c90115
 def forget() -> None:
@@ -71,7 +68,6 @@ def _end(run_id):
 
     wandb.setup().ensure_service().inform_finish(run_id)  # completes its file
     forget()  # ends all waiting for an answer
-
 
 # %% ../nbs/40_wandb_status.ipynb #9da5b368
 class _Ending:
@@ -131,7 +127,6 @@ def finish(
             return False
     return ending.complete.is_set()
 
-
 # %% ../nbs/40_wandb_status.ipynb #72474f83
 # W&B's own exit status for a run that was stopped; all other ends are 1, failed
 ends = {'success': 0, 'finished': 0, 'interrupted': 255, 'stopped': 255}
@@ -150,7 +145,6 @@ def _is_recorded(end):
     except Exception:
         return False  # it has not begun
     return state == 'finished' if end == 'finished' else state in _bad_states
-
 
 # %% ../nbs/40_wandb_status.ipynb #d4be3755
 def _end_again(end, folder) -> bool:
@@ -180,7 +174,6 @@ def _report(end, recorded):
             return
         if _is_recorded(end) or _end_again(end, folder):
             recorded.set()
-
 
 # %% ../nbs/40_wandb_status.ipynb #27bc7a84
 def report(

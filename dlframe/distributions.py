@@ -171,7 +171,7 @@ class Delta(Distribution):
             self._validate_sample(value)
         equal = value == self.value
         if self.event_dims:
-            equal = equal.flatten(value.ndim - self.event_dims).all(-1)
+            equal = equal.flatten(-self.event_dims).all(-1)
         return torch.where(equal, 0.0, -math.inf)
 
     def expand(self, batch_shape, _instance=None):
